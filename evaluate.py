@@ -156,8 +156,9 @@ def show(results):
     rows = results["captions"]
     print(f"\n{'held-out test episodes':24}    F1  precision  recall  delay  tokens right  silence  entropy  distinct")
     for name, row in rows.items():
-        print(f"{name:24} {row['f1']:5.3f}  {row['precision']:9.3f}  {row['recall']:6.3f}  {row['delay']:5.2f}", end="")
-        print(f"  {row['token_accuracy']:12.3f}  {row['silence']:7.3f}  {row['entropy']:7.2f}  {row['distinct']:8}" if "entropy" in row else "")
+        line = f"{name:24} {row['f1']:5.3f}  {row['precision']:9.3f}  {row['recall']:6.3f}  {row['delay']:5.2f}"
+        if "entropy" in row: line += f"  {row['token_accuracy']:12.3f}  {row['silence']:7.3f}  {row['entropy']:7.2f}  {row['distinct']:8}"
+        print(line)
     print(f"\n{'F1 by caption':24} {'count':>5}   " + "  ".join(f"{name:>12}" for name in ("encoder", "linear probe", "perfect")))
     columns = [rows.get(name, {"kinds": {}})["kinds"] for name in ("encoder", "linear probe", "perfect writer")]
     for text, (_, count) in rows["encoder"]["kinds"].items():
@@ -169,13 +170,9 @@ def show(results):
             print(f"{kind:24} {name:9} " + "".join(f" {x:6.3f}" for x in losses[k]))
 
 
-def beside(encoder, episodes, i, tokenizer, device):
-    """True and written captions of episode i in order of time, a line each."""
-    tok, prob = encoder.annotate(padded(episodes, [i], device))
-    tok, prob, true = tok[0].tolist(), prob[0].cpu(), episodes.captions(i)
-    written = read_stream(tok, tokenizer)
+def beside(true, written, prob):
+    """True and written captions in order of time: (step, true text, written text, probability of the least sure token or None)."""
     hits = {w: t for t, w in match(true, written)}
     rows = [(t.start, t.text, "", None) for t in true if t not in hits.values()]
     rows += [(w.start, hits[w].text if w in hits else "", w.text, prob[w.start:w.end].min().item()) for w in written]
-    return [f"step {start:4}  {said:22} | {text:22}" + (f" {sure:.2f}" if text else "")
-            for start, said, text, sure in sorted(rows, key=lambda row: row[0])]
+    return sorted(rows, key=lambda row: row[0])

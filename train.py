@@ -21,8 +21,8 @@ from tqdm import tqdm
 
 import checkpoint
 import evaluate
-from configurator import configure
-from data import END, SILENCE, Episodes, Tokenizer, Windows, choose_annotated
+from configurator import configure, stop
+from data import END, SILENCE, Episodes, Tokenizer, Windows, choose_annotated, read_stream
 from encoder import Encoder
 from model import Config, GPTNeoX
 
@@ -236,7 +236,7 @@ def adamw(model):
     return torch.optim.AdamW(groups, lr, betas=(0.9, 0.95), weight_decay=weight_decay)
 
 
-def pick_device():
+def pick_device(device):
     if device != "auto": return device
     return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
 
@@ -244,18 +244,20 @@ def pick_device():
 def main(config):
     print(json.dumps(config))
     torch.manual_seed(seed)
-    where = pick_device()
+    where = pick_device(device)
     cast = torch.autocast(where, torch.bfloat16, enabled=where == "cuda")
     default_data()
-    train, val, test = (Episodes(data, split) for split in ("train", "val", "test"))
+    try: train, val, test = (Episodes(data, split) for split in ("train", "val", "test"))
+    except (FileNotFoundError, ValueError) as error: stop(str(error))
     annotated = choose_annotated(len(train), n_annotated, seed)
     tokenizer = Tokenizer.from_captions([c.text for i in annotated for c in train.captions(i)])
     windows = Windows(train, annotated, tokenizer, T, annotated_fraction, drop, seed)
     model = build(tokenizer, train).to(where)
     target = copy.deepcopy(model.encoder).requires_grad_(False)
     optimizer, run = adamw(model), torch.compile(model) if compile else model
-    print(f"{len(annotated)} of {len(train)} training episodes annotated, {tokenizer.vocab_size} tokens, on {where}, parameters: "
-          f"encoder {sum(p.numel() for p in model.encoder.parameters()):,}, predictor {sum(p.numel() for p in model.predictor.parameters()):,}")
+    size = lambda part: f"{sum(p.numel() for p in part.parameters()):,} parameters"
+    print(f"{len(annotated)} of {len(train)} training episodes annotated, {tokenizer.vocab_size} tokens, on {where}; "
+          f"encoder {size(model.encoder)}, predictor {size(model.predictor)}")
     Path(out_dir).mkdir(parents=True, exist_ok=True)
     log = open(Path(out_dir) / "log.jsonl", "w")
 
@@ -290,7 +292,9 @@ def main(config):
     (Path(out_dir) / "results.json").write_text(json.dumps(results, indent=2))
     evaluate.show(results)
     print(f"\nAn episode it never saw (more: python sample.py --out_dir={out_dir}):")
-    for line in evaluate.beside(model.encoder, test, 0, tokenizer, where)[:12]: print(line)
+    tok, prob = model.encoder.annotate(evaluate.padded(test, [0], where))
+    for start, true, written, sure in evaluate.beside(test.captions(0), read_stream(tok[0], tokenizer), prob[0].cpu())[:12]:
+        print(f"{start:5}  {true:22}  {written:22}" + (f"  {sure:.2f}" if written else ""))
 
 
 if __name__ == "__main__":
