@@ -183,13 +183,14 @@ def accepted(tok, prob, known, threshold):
     A caption counts if each of its tokens had at least `threshold` probability, it came to its END, and no known token cut in.
     """
     before = F.pad(tok[:, :-1], (1, 0), value=END)
-    starts = (tok > SILENCE) & (before <= SILENCE)
-    caption = starts.cumsum(1)                                                          # (B, T) the number of the caption a step is in
+    ends = (tok == END) & (before > SILENCE)                                            # an END after nothing belongs to no caption
+    spoken = (tok > SILENCE) | ends
+    caption = ((tok > SILENCE) & (before <= SILENCE)).cumsum(1)                         # (B, T) the number of the caption a step is in
     per_caption = lambda x, how: torch.zeros_like(prob).scatter_reduce(1, caption, x.float(), how, include_self=False).gather(1, caption)
-    spoken = tok != SILENCE
     least = per_caption(prob.masked_fill(~spoken, 1), "amin")
-    whole = (per_caption(tok == END, "sum") == 1) & (per_caption(known & spoken, "amax") == 0)
-    return ~known & torch.where(spoken, (caption > 0) & whole & (least >= threshold), prob >= threshold)
+    whole = (per_caption(ends, "amax") > 0) & (per_caption(known & spoken, "amax") == 0)
+    sure = torch.where(spoken, whole & (least >= threshold), (tok == SILENCE) & (prob >= threshold))
+    return sure & ~known
 
 
 @torch.no_grad()
