@@ -51,7 +51,7 @@ ema = 0.99                            # decay of the target encoder, per step
 write_from = 200                      # step from which the target writes
 accept = 0.7                          # a written caption counts if each of its tokens had at least this probability
 # optimisation
-max_iters = 800                       # steps
+max_iters = 1000                      # steps
 warmup = 50                           # steps of linear warm-up; then cosine to a tenth
 lr = 1e-3                             # peak learning rate
 weight_decay = 0.1                    # of matrices
