@@ -1,0 +1,234 @@
+"""
+Text and episodes: a tokenizer, captions <-> streams, episodes on disk, and the windows that training reads.
+
+A stream has one token per time step: SILENCE, or a caption's tokens followed by END, from the caption's start on.
+On disk a data set is a folder of shards (observations as safetensors, text as json lines) and a meta.json:
+
+    meta.json                   obs_dim, dtype, steps_per_second, source, licence, splits, format
+    train-00000.safetensors     obs (N, D), episodes back to back; offsets (E+1,) int64
+    train-00000.jsonl           a line per episode: id, annotated ("all" or [[start, end], ..]), captions [{start, end, text}]
+"""
+import json
+import os
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import tiktoken
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+END, SILENCE = 0, 1                       # Pythia's <|endoftext|> and its unused <|padding|>
+FORMAT = 1                                # of the data sets on disk
+SPLIT_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"   # GPT-2's
+
+
+class Tokenizer:
+    """Text <-> token ids with tiktoken. Ids 0 and 1 are END and SILENCE; text never encodes to them."""
+
+    def __init__(self, pieces, pattern=SPLIT_PATTERN):
+        """pieces: list of bytes, the tokens with ids 2, 3, ..; every single byte must be among them."""
+        self.pieces = pieces
+        self.vocab_size = len(pieces) + 2
+        ranks = {piece: i for i, piece in enumerate(pieces, start=2)}
+        self.bpe = tiktoken.Encoding("grounding", pat_str=pattern, mergeable_ranks=ranks, special_tokens={})
+
+    @classmethod
+    def from_captions(cls, texts):
+        """All bytes, and every word as it occurs in `texts` (tiktoken looks a whole piece up before it merges bytes)."""
+        words = {word.encode() for text in texts for word in re.findall(r" ?[^\W\d_]+| ?\d+", text)}
+        return cls([bytes([b]) for b in range(256)] + sorted(word for word in words if len(word) > 1))
+
+    @classmethod
+    def from_file(cls, path):
+        return cls([piece.encode("latin-1") for piece in json.loads(Path(path).read_text())["pieces"]])
+
+    def save(self, path):
+        Path(path).write_text(json.dumps({"pieces": [piece.decode("latin-1") for piece in self.pieces]}))
+
+    def encode(self, text):
+        return self.bpe.encode_ordinary(text)
+
+    def decode(self, ids):
+        """Text of a list of ids; END and SILENCE are left out, broken UTF-8 becomes U+FFFD."""
+        return b"".join(self.pieces[i - 2] for i in ids if i > SILENCE).decode("utf-8", errors="replace")
+
+
+class Caption(NamedTuple):
+    """A text from the step on at which the observations so far determine it (start), to its last step (end, exclusive)."""
+    start: int
+    end: int
+    text: str
+
+
+def write_stream(captions, steps, tokenizer):
+    """Captions -> stream (steps,) int64. A caption that comes while another is being written waits; the last may be cut off by the end."""
+    tok, free = np.full(steps, SILENCE), 0
+    for caption in sorted(captions):
+        ids = tokenizer.encode(caption.text)
+        if not ids: raise ValueError(f"caption at step {caption.start} has no tokens: {caption.text!r}; give it a text or remove it")
+        start = max(caption.start, free)
+        ids = np.array(ids + [END])[:max(steps - start, 0)]
+        tok[start:start + len(ids)] = ids
+        free = start + len(ids)
+    return tok
+
+
+def spans(tok):
+    """[start, stop) of every caption in a stream (steps,): its tokens up to and with END; SILENCE, or the stream's end, also ends it."""
+    found, start = [], None
+    for t, token in enumerate(tok):
+        if start is None and token > SILENCE: start = t
+        if start is not None and token == END: found.append((start, t + 1))
+        if start is not None and token == SILENCE: found.append((start, t))
+        if token <= SILENCE: start = None
+    return found + [(start, len(tok))] * (start is not None)
+
+
+def read_stream(tok, tokenizer):
+    """Stream -> captions; the inverse of write_stream, but a caption that waited starts where it was written and ends at its END."""
+    return [Caption(a, b, tokenizer.decode(tok[a:b])) for a, b in spans([int(t) for t in tok])]
+
+
+class Episode(NamedTuple):
+    """What a domain hands to write_shard; obs (N, D) numpy or torch, annotated "all" or [[start, end], ..] in steps."""
+    id: str
+    obs: np.ndarray
+    captions: list
+    annotated: object = "all"
+    pictures: np.ndarray = None           # (N, h, w, 3) uint8, kept in <split>-<index>-pictures.safetensors
+
+
+def shard_path(folder, split, index):
+    return Path(folder) / f"{split}-{index:05d}.safetensors"
+
+
+def write_shard(folder, split, index, episodes):
+    """Writes one shard under temporary names and renames, the safetensors file last: with it the shard is complete."""
+    path = shard_path(folder, split, index)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    obs = torch.cat([torch.as_tensor(e.obs) for e in episodes])
+    offsets = torch.tensor([0] + [len(e.obs) for e in episodes]).cumsum(0)
+    lines = [json.dumps(dict(id=e.id, annotated=e.annotated, captions=[c._asdict() for c in e.captions])) for e in episodes]
+    pictures = {e.id: torch.as_tensor(e.pictures).contiguous() for e in episodes if e.pictures is not None}
+    if pictures: _replace(path.with_name(path.stem + "-pictures.safetensors"), lambda p: save_file(pictures, p))
+    _replace(path.with_suffix(".jsonl"), lambda p: p.write_text("\n".join(lines) + "\n"))
+    _replace(path, lambda p: save_file({"obs": obs.contiguous(), "offsets": offsets}, p))
+
+
+def write_meta(folder, **meta):
+    """meta.json, written last: obs_dim, dtype, steps_per_second, source, licence, splits; a folder without it is not yet a data set."""
+    _replace(Path(folder) / "meta.json", lambda p: p.write_text(json.dumps(dict(format=FORMAT) | meta, indent=2)))
+
+
+def _replace(path, write):
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    write(temporary)
+    os.replace(temporary, path)
+
+
+class Episodes:
+    """One split of a data set on disk, memory-mapped: nothing is read but the text and the windows asked for."""
+
+    def __init__(self, folder, split):
+        self.folder = Path(folder)
+        if not (self.folder / "meta.json").exists():
+            raise FileNotFoundError(f"{self.folder}/meta.json is missing: not a data set, or one that was never finished")
+        self.meta = json.loads((self.folder / "meta.json").read_text())
+        self.shards, self.index, self.records = [], [], []         # index: (shard, first row, rows) of each episode
+        for path in sorted(self.folder.glob(f"{split}-?????.safetensors")):
+            shard = safe_open(path, "pt")
+            offsets = shard.get_tensor("offsets").tolist()
+            self.index += [(len(self.shards), a, b - a) for a, b in zip(offsets, offsets[1:], strict=False)]
+            self.records += [json.loads(line) for line in path.with_suffix(".jsonl").read_text().splitlines()]
+            self.shards.append((path, shard.get_slice("obs")))
+        if len(self.records) != len(self.index) or not self.index:
+            raise ValueError(f"{self.folder}, split {split}: {len(self.index)} episodes but {len(self.records)} lines of text")
+
+    def __len__(self):
+        return len(self.index)
+
+    def steps(self, i):
+        return self.index[i][2]
+
+    def obs(self, i, start=0, stop=None):
+        """Observations start .. stop of episode i, a float32 copy (n, D)."""
+        shard, first, rows = self.index[i]
+        return self.shards[shard][1][first + start:first + min(stop or rows, rows)].float()
+
+    def captions(self, i):
+        return [Caption(**c) for c in self.records[i]["captions"]]
+
+    def pictures(self, i):
+        """(N, h, w, 3) uint8, or None where none were kept."""
+        path = self.shards[self.index[i][0]][0]
+        path = path.with_name(path.stem + "-pictures.safetensors")
+        if not path.exists(): return None
+        with safe_open(path, "pt") as f:
+            return f.get_tensor(self.records[i]["id"]) if self.records[i]["id"] in f.keys() else None
+
+    def stream(self, i, tokenizer):
+        """The stream of episode i and which of its steps are annotated: tok (N,) int64, known (N,) bool."""
+        steps, annotated = self.steps(i), self.records[i]["annotated"]
+        if annotated == "all": return write_stream(self.captions(i), steps, tokenizer), np.ones(steps, bool)
+        inside = [c for c in self.captions(i) if any(a <= c.start < b for a, b in annotated)]
+        tok, known = write_stream(inside, steps, tokenizer), np.zeros(steps, bool)
+        for a, b in annotated: known[a:b] = True
+        for a, b in spans(tok): known[a:b] = True                   # a caption that spills past its span extends it
+        return tok, known
+
+
+class Batch(NamedTuple):
+    obs: torch.Tensor                     # (B, T, D) float32
+    tok: torch.Tensor                     # (B, T) int64, SILENCE where nothing is known
+    known: torch.Tensor                   # (B, T) bool
+    inside: torch.Tensor                  # (B, T) bool, False beyond the episode's end
+    prev: torch.Tensor                    # (B,) int64, the token before the window
+    noise: torch.Tensor                   # (B, T) uniform, with which the target encoder draws its text
+    keep: torch.Tensor                    # (B, D) float32, 0 where the student does not see a feature
+
+    def to(self, device):
+        return Batch(*(x.to(device, non_blocking=True) for x in self))
+
+
+class Windows:
+    """The windows of T steps that training reads. Window n of step s is a pure function of (seed, s, n)."""
+
+    def __init__(self, episodes, annotated, tokenizer, T, fraction, drop, seed):
+        """annotated: the episodes whose captions may be read; fraction: share of windows from them; drop: share of features hidden."""
+        self.episodes, self.T, self.fraction, self.drop, self.seed = episodes, T, fraction, drop, seed
+        self.streams = {i: episodes.stream(i, tokenizer) for i in annotated}
+        self.annotated = list(annotated)
+        self.others = [i for i in range(len(episodes)) if i not in self.streams]
+        if not self.others: self.fraction = 1
+        if not self.annotated: self.fraction = 0
+
+    def window(self, step, n):
+        rng = np.random.default_rng([self.seed, step, n])
+        from_annotated = int((n + 1) * self.fraction) > int(n * self.fraction)   # a fixed share of every batch
+        i = int(rng.choice(self.annotated if from_annotated else self.others))
+        start = int(rng.integers(max(self.episodes.steps(i) - self.T, 0) + 1))
+        obs = self.episodes.obs(i, start, start + self.T)
+        inside = torch.arange(self.T) < len(obs)
+        tok, known = torch.full((self.T,), SILENCE), torch.zeros(self.T, dtype=torch.bool)
+        prev = END
+        if i in self.streams:
+            stream, annotated = self.streams[i]
+            tok[:len(obs)] = torch.from_numpy(stream[start:start + self.T])
+            known[:len(obs)] = torch.from_numpy(annotated[start:start + self.T])
+            if start and annotated[start - 1]: prev = int(stream[start - 1])
+        obs = torch.nn.functional.pad(obs, (0, 0, 0, self.T - len(obs)))
+        noise = torch.from_numpy(rng.random(self.T))
+        keep = torch.from_numpy(rng.random(obs.shape[1], dtype=np.float32) >= self.drop).float()
+        return Batch(obs, tok.where(known, SILENCE), known, inside, torch.tensor(prev), noise, keep)
+
+    def batch(self, step, windows):
+        """The given windows of a step, e.g. range(batch_size)."""
+        return Batch(*map(torch.stack, zip(*(self.window(step, n) for n in windows), strict=True)))
+
+
+def choose_annotated(n_episodes, n_annotated, seed):
+    """The training episodes that keep their captions; nested: the first 8 of 64 are the same 8."""
+    return np.random.default_rng(seed).permutation(n_episodes)[:n_annotated].tolist()

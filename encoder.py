@@ -1,0 +1,109 @@
+"""
+The encoder: reads a stream of observations and writes a stream of text, one token per time step.
+
+    x_t = embed(tok_{t-1}) + projector(obs_t);  hidden_t = GPT-NeoX(x)_t;  logits_t = embed_out(hidden_t) speaks of tok_t
+
+    encoder = Encoder.from_pretrained("out/crafter")
+    tok, prob = encoder.annotate(obs)                        # (B, N, D) -> (B, N) token ids and their probabilities
+"""
+from pathlib import Path
+
+import torch
+import torch.nn as nn
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from data import END
+from model import GPTNeoX
+
+
+class Projector(nn.Module):
+    """Observations -> embeddings: standardise, hide features if asked, two layers."""
+
+    CLIP = 5.0                                               # standard deviations; a rare feature would drown the rest
+
+    def __init__(self, obs_dim, d):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(obs_dim))
+        self.register_buffer("scale", torch.ones(obs_dim))
+        self.into = nn.Linear(obs_dim, d)
+        self.out = nn.Linear(d, d)
+
+    def forward(self, obs, keep=None):                       # (B, T, D), (B, D) -> (B, T, d)
+        x = ((obs - self.mean) * self.scale).clamp(-self.CLIP, self.CLIP)
+        if keep is not None: x = x * keep[:, None] / keep.mean().clamp(min=1e-3)
+        return self.out(nn.functional.gelu(self.into(x)))
+
+
+class Encoder(nn.Module):
+    def __init__(self, lm, obs_dim, window, pretrained=False):
+        """lm: a GPTNeoX; obs_dim: D; window: the T it is trained on, its horizon. pretrained: start from the plain language model."""
+        super().__init__()
+        self.lm, self.window = lm, window
+        self.projector = Projector(obs_dim, lm.config.hidden_size)
+        if pretrained:
+            nn.init.zeros_(self.projector.out.weight)
+            nn.init.zeros_(self.projector.out.bias)
+
+    def forward(self, obs, tok, prev, keep=None):
+        """Teacher-forced hidden states (B, T, d) of obs (B, T, D), tok (B, T), prev (B,) the token before; keep (B, D) hides features."""
+        before = torch.cat((prev[:, None], tok[:, :-1]), 1)
+        return self.lm.stack(self.lm.embed(before) + self.projector(obs, keep))
+
+    def logits(self, hidden):
+        return self.lm.embed_out(hidden)                     # (B, T, d) -> (B, T, V)
+
+    @torch.no_grad()
+    def annotate(self, obs, tok=None, known=None, prev=None, noise=None):
+        """Writes the stream of obs (B, N, D) float, N steps of any number.
+
+        tok (B, N) is kept where known (B, N) is True; prev (B,) is the token before, default END; noise (B, N) in [0, 1) draws each
+        token from the encoder's distribution by inversion, without it the likeliest is written.
+        Returns tok (B, N) int64 and the probability (B, N) float32 the encoder gave to each of its tokens.
+        Beyond `window` steps it writes in windows that start every half window, each primed with the text of its first half.
+        """
+        B, N, _ = obs.shape
+        tok = torch.zeros(B, N, dtype=torch.int64, device=obs.device) if tok is None else tok.clone()
+        known = torch.zeros_like(tok, dtype=torch.bool) if known is None else known
+        prob = torch.zeros(B, N, device=obs.device)
+        prev = torch.full((B,), END, device=obs.device) if prev is None else prev
+        half = self.window // 2
+        for start in range(0, max(N - half, 1), half):
+            here, done = slice(start, start + self.window), half if start else 0
+            before = tok[:, start - 1] if start else prev
+            self._write(obs[:, here], tok[:, here], known[:, here], prob[:, here], before, None if noise is None else noise[:, here], done)
+        return tok, prob
+
+    def _write(self, obs, tok, known, prob, before, noise, done):
+        """Fills tok and prob of one window in place from step `done` on."""
+        seen, cache = self.projector(obs), self.lm.new_cache(obs.shape[0], obs.shape[1])
+        if done:
+            first = torch.cat((before[:, None], tok[:, :done - 1]), 1)
+            self.lm.stack(self.lm.embed(first) + seen[:, :done], cache=cache)
+            before = tok[:, done - 1]
+        for t in range(done, obs.shape[1]):
+            hidden = self.lm.stack(self.lm.embed(before)[:, None] + seen[:, t:t + 1], cache=cache)
+            p = self.logits(hidden[:, 0]).float().softmax(-1)                           # (B, V)
+            chosen = p.argmax(-1) if noise is None else self._draw(p, noise[:, t])
+            tok[:, t] = before = torch.where(known[:, t], tok[:, t], chosen)
+            prob[:, t] = p.gather(1, before[:, None])[:, 0]
+
+    @staticmethod
+    def _draw(p, u):
+        return torch.searchsorted(p.cumsum(-1), u[:, None].to(p.dtype)).clamp(max=p.shape[-1] - 1)[:, 0]
+
+    def save_pretrained(self, folder):
+        """config.json and model.safetensors as Pythia's, and projector.safetensors beside them."""
+        self.lm.save_pretrained(folder)
+        save_file(self.projector.state_dict(), Path(folder) / "projector.safetensors", metadata={"window": str(self.window)})
+
+    @classmethod
+    def from_pretrained(cls, folder):
+        """Loads from a run's folder (out/crafter) or from a checkpoint's encoder folder."""
+        folder = Path(folder)
+        if not (folder / "projector.safetensors").exists(): folder = folder / "encoder"
+        with safe_open(folder / "projector.safetensors", "pt") as f:
+            weights, window = {k: f.get_tensor(k) for k in f.keys()}, int(f.metadata()["window"])
+        encoder = cls(GPTNeoX.from_pretrained(folder), len(weights["mean"]), window)
+        encoder.projector.load_state_dict(weights)
+        return encoder

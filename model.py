@@ -1,0 +1,174 @@
+"""
+GPT-NeoX, the architecture of Pythia, written out: parallel residual, rotary embedding on the first part of each head.
+
+    model = GPTNeoX(Config(vocab_size=512, hidden_size=128, num_hidden_layers=4, num_attention_heads=4))
+    logits = model(tok)                                            # (B, T) int64 -> (B, T, V)
+
+Parameter names and config keys are those of the published Pythia checkpoints.
+Source: Black et al. 2022 (arXiv 2204.06745), Biderman et al. 2023 (arXiv 2304.01373); checked against transformers' GPTNeoXForCausalLM.
+"""
+import json
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+
+
+@dataclass
+class Config:
+    vocab_size: int = 50304
+    hidden_size: int = 512
+    num_hidden_layers: int = 6
+    num_attention_heads: int = 8
+    intermediate_size: int = 0            # of the MLP; 0 means 4 * hidden_size
+    rotary_pct: float = 0.25              # share of each head's dimensions that rotate
+    rotary_emb_base: float = 10000.0
+    layer_norm_eps: float = 1e-5
+    use_parallel_residual: bool = True
+
+    def __post_init__(self):
+        assert self.hidden_size % self.num_attention_heads == 0, "hidden_size must be divisible by num_attention_heads"
+        self.intermediate_size = self.intermediate_size or 4 * self.hidden_size
+
+
+def rotary(config, pos):
+    """Cosines and sines for positions pos, (N,) or (B, N) -> two of (1 or B, 1, N, rotary dims), float32 (Su et al. 2021, arXiv 2104.09864)."""
+    dims = int(config.hidden_size // config.num_attention_heads * config.rotary_pct)
+    freq = config.rotary_emb_base ** -(torch.arange(0, dims, 2, device=pos.device).float() / dims)
+    angle = pos[..., None].float() * freq
+    angle = torch.cat((angle, angle), -1)                                               # rotates halves, not neighbours
+    angle = angle[:, None] if pos.dim() == 2 else angle[None, None]
+    return angle.cos(), angle.sin()
+
+
+def rotate(x, cos, sin):                                                                # x (B, H, N, hs)
+    turned, passed = x[..., :cos.shape[-1]], x[..., cos.shape[-1]:]
+    first, second = turned.chunk(2, -1)
+    turned = turned * cos + torch.cat((-second, first), -1) * sin
+    return torch.cat((turned, passed), -1)
+
+
+def causal(q, k, v):
+    return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+
+
+class LayerCache:
+    """Keys and values of one layer, preallocated. Called in place of `causal`, it appends what comes and attends to all so far."""
+
+    def __init__(self, B, H, T, hs, device, dtype):
+        self.k, self.v = (torch.empty(B, H, T, hs, device=device, dtype=dtype) for _ in range(2))
+        self.length = 0
+
+    def __call__(self, q, k, v):                                                        # each (B, H, n, hs)
+        start, self.length = self.length, self.length + q.shape[2]
+        self.k[:, :, start:self.length], self.v[:, :, start:self.length] = k, v
+        keys, values = self.k[:, :, :self.length], self.v[:, :, :self.length]
+        if start == 0: return causal(q, keys.to(q.dtype), values.to(q.dtype))
+        mask = None if q.shape[2] == 1 else torch.ones(q.shape[2], self.length, dtype=torch.bool, device=q.device).tril(start)
+        return F.scaled_dot_product_attention(q, keys.to(q.dtype), values.to(q.dtype), mask)
+
+
+class Attention(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.heads = config.num_attention_heads
+        self.query_key_value = nn.Linear(config.hidden_size, 3 * config.hidden_size)
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(self, x, cos, sin, attend):                                             # (B, N, d)
+        B, N, d = x.shape
+        q, k, v = self.query_key_value(x).view(B, N, self.heads, -1).transpose(1, 2).chunk(3, -1)  # (B, H, N, hs)
+        out = attend(rotate(q, cos, sin), rotate(k, cos, sin), v)
+        return self.dense(out.transpose(1, 2).reshape(B, N, d))
+
+
+class MLP(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.dense_h_to_4h = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.dense_4h_to_h = nn.Linear(config.intermediate_size, config.hidden_size)
+
+    def forward(self, x):
+        return self.dense_4h_to_h(F.gelu(self.dense_h_to_4h(x)))
+
+
+class Block(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.parallel = config.use_parallel_residual
+        self.input_layernorm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
+        self.post_attention_layernorm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
+        self.attention = Attention(config)
+        self.mlp = MLP(config)
+
+    def forward(self, x, cos, sin, attend):
+        attended = self.attention(self.input_layernorm(x), cos, sin, attend)
+        if self.parallel: return x + attended + self.mlp(self.post_attention_layernorm(x))
+        x = x + attended
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class GPTNeoX(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+        self.gpt_neox = nn.ModuleDict(dict(
+            embed_in=nn.Embedding(config.vocab_size, config.hidden_size),
+            layers=nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers)),
+            final_layer_norm=nn.LayerNorm(config.hidden_size, config.layer_norm_eps),
+        ))
+        self.embed_out = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.apply(self._init)
+        for name, p in self.named_parameters():
+            if name.endswith(("attention.dense.weight", "mlp.dense_4h_to_h.weight")):   # Wang & Komatsuzaki 2021, as Pythia
+                nn.init.normal_(p, std=2 / config.num_hidden_layers / math.sqrt(config.hidden_size))
+
+    def _init(self, module):
+        if isinstance(module, (nn.Linear, nn.Embedding)):                               # Nguyen & Salazar 2019, as Pythia
+            nn.init.normal_(module.weight, std=math.sqrt(2 / (5 * self.config.hidden_size)))
+        if isinstance(module, nn.Linear) and module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+    def embed(self, tok):
+        return self.gpt_neox.embed_in(tok)                                              # (B, T) -> (B, T, d)
+
+    def stack(self, x, pos=None, attend=causal, cache=None):
+        """All layers and the final norm over embeddings x (B, N, d) at positions pos ((N,) or (B, N), default 0 .. N-1).
+
+        attend(q, k, v) is the attention of every layer; a `cache` from `new_cache` replaces it and sets the positions.
+        """
+        if pos is None:
+            start = cache[0].length if cache else 0
+            pos = torch.arange(start, start + x.shape[1], device=x.device)
+        cos, sin = (table.to(x.dtype) for table in rotary(self.config, pos))
+        for i, layer in enumerate(self.gpt_neox.layers):
+            x = layer(x, cos, sin, cache[i] if cache else attend)
+        return self.gpt_neox.final_layer_norm(x)
+
+    def forward(self, tok, cache=None):
+        return self.embed_out(self.stack(self.embed(tok), cache=cache))                 # (B, T) -> (B, T, V)
+
+    def new_cache(self, B, T):
+        """Room for T positions of B sequences: one LayerCache per layer."""
+        c, weight = self.config, self.embed_out.weight
+        return [LayerCache(B, c.num_attention_heads, T, c.hidden_size // c.num_attention_heads, weight.device, weight.dtype)
+                for _ in range(c.num_hidden_layers)]
+
+    def save_pretrained(self, folder):
+        """Writes config.json and model.safetensors in the layout of the published checkpoints."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        meta = dict(architectures=["GPTNeoXForCausalLM"], model_type="gpt_neox", hidden_act="gelu", tie_word_embeddings=False)
+        (folder / "config.json").write_text(json.dumps(meta | asdict(self.config), indent=2))
+        save_file({k: v.contiguous() for k, v in self.state_dict().items()}, folder / "model.safetensors", metadata={"format": "pt"})
+
+    @classmethod
+    def from_pretrained(cls, folder):
+        stored = json.loads((Path(folder) / "config.json").read_text())
+        model = cls(Config(**{k: v for k, v in stored.items() if k in Config.__dataclass_fields__}))
+        model.load_state_dict(load_file(Path(folder) / "model.safetensors"))
+        return model

@@ -1,0 +1,247 @@
+"""
+Grounds a domain's observations in language: trains an encoder that writes text, one token per observation, together with a
+predictor that must foretell the next K tokens from the encoder's hidden state.
+
+    python train.py                              the embedded default: Crafter (makes the episodes if they are not there)
+    python train.py config/crafter.py --K=4      a config file, and single settings
+    python train.py --help                       all settings
+"""
+import copy
+import json
+import math
+import os
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from tqdm import tqdm
+
+import checkpoint
+import evaluate
+from configurator import configure
+from data import END, SILENCE, Episodes, Tokenizer, Windows, choose_annotated, read_stream, spans
+from encoder import Encoder
+from model import Config, GPTNeoX, causal
+
+# data
+data = "data/crafter"                 # folder of a data set
+out_dir = "out/crafter"               # where the run goes
+n_annotated = 64                      # training episodes that keep their captions; the others are observations only
+annotated_fraction = 0.5              # share of the windows that come from them
+T = 64                                # steps of a window
+batch_size = 16                       # windows of a step
+drop = 0.2                            # share of observation features the student does not see, drawn per window
+# models, encoder and predictor alike
+hidden_size = 128                     # d
+num_hidden_layers = 3                 # blocks
+num_attention_heads = 4               # H
+# the predictor
+K = 8                                 # tokens ahead
+ahead_stride = 4                      # predicts from every s-th step
+ahead = "steps"                       # what is next: 'steps' (silence included) | 'spoken' (tokens that are not silence)
+context = "all"                       # main-stream steps a block sees: 'all' up to its own | 0: its own only
+through = "hidden"                    # what carries the message: 'hidden' state | 'text', the expected word embedding
+condition = True                      # False: the predictor never hears from the encoder (a control)
+predict_weight = 0.5                  # of loss_predict beside loss_ground
+# the text of unannotated steps
+ema = 0.99                            # decay of the target encoder, per step
+write_from = 200                      # step from which the target writes
+accept = 0.7                          # a written caption counts if each of its tokens had at least this probability
+# optimisation
+max_iters = 800                       # steps
+warmup = 50                           # steps of linear warm-up; then cosine to a tenth
+lr = 1e-3                             # peak learning rate
+weight_decay = 0.1                    # of matrices
+grad_clip = 1.0                       # largest gradient norm
+seed = 0                              # of the choice of episodes, the weights, the windows
+# evaluation and the machine
+eval_interval = 200                   # steps
+eval_episodes = 20                    # validation episodes of one evaluation
+device = "auto"                       # 'auto' | 'cpu' | 'cuda' | 'mps'
+compile = False                       # torch.compile the models
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# K-ahead parallel prediction
+
+
+def ahead_mask(T, starts, K, context="all"):
+    """Which rows see which, (T + S*K, T + S*K) bool. Rows: T main-stream steps, then for each start t its block (t, 1) .. (t, K)."""
+    step, S = torch.arange(T, device=starts.device), len(starts)
+    t = torch.cat((step, starts.repeat_interleave(K)))                                  # the step a row starts from
+    j = torch.cat((torch.zeros_like(step), torch.arange(1, K + 1, device=starts.device).repeat(S)))   # its offset, 0 in the main stream
+    main = (t[:, None] >= step) if context == "all" else (t[:, None] == step)          # up to and with step t, or t alone: (T+SK, T)
+    same_block = (t[:, None] == t[None, T:]) & (j[:, None] > 0)                         # (T+SK, SK)
+    return torch.cat((main, same_block & (j[:, None] >= j[None, T:])), 1)               # a block sees itself, causally
+
+
+def ahead_index(tok, starts, K, ahead):
+    """The steps whose tokens are next after each start, (B, S, K); T where the window has none. tok (B, T)."""
+    B, T = tok.shape
+    if ahead == "steps":
+        index = starts[:, None] + torch.arange(1, K + 1, device=tok.device)             # (S, K)
+        return index.clamp(max=T).expand(B, -1, -1)
+    step = torch.arange(T, device=tok.device).where(tok != SILENCE, T)                  # (B, T)
+    following = step.flip(1).cummin(1).values.flip(1)                                   # first spoken step >= t
+    following = F.pad(following, (0, 2), value=T)[:, 1:]                                # first spoken step > t; row T stays T
+    index = [following[:, starts]]
+    for _ in range(K - 1): index.append(following.gather(1, index[-1]))
+    return torch.stack(index, -1)
+
+
+class Predictor(nn.Module):
+    """GPT-NeoX plus one linear map: main stream embed(tok_{i-1}) + condition(hidden_i), and from each start a block of K tokens."""
+
+    def __init__(self, lm, encoder_width, K, ahead="steps", context="all", through="hidden", stride=1):
+        super().__init__()
+        assert ahead in ("steps", "spoken") and context in ("all", 0) and through in ("hidden", "text")
+        self.lm, self.K, self.ahead, self.context, self.through, self.stride = lm, K, ahead, context, through, stride
+        self.condition = nn.Linear(encoder_width, lm.config.hidden_size, bias=False)
+        nn.init.zeros_(self.condition.weight)
+
+    def message(self, hidden, encoder):
+        """What each main-stream step hears of the encoder: (B, T, d_encoder) -> (B, T, d)."""
+        if self.through == "hidden": return self.condition(hidden)
+        return encoder.logits(hidden).softmax(-1) @ self.lm.gpt_neox.embed_in.weight
+
+    def forward(self, tok, prev, message):
+        """Final hidden states of all blocks (B, S, K, d), their targets, the token before each, and which targets exist, (B, S, K)."""
+        (B, T), K = tok.shape, self.K
+        starts = torch.arange(0, T - 1, self.stride, device=tok.device)                 # (S,)
+        index = ahead_index(tok, starts, K, self.ahead)                                 # (B, S, K)
+        target = F.pad(tok, (0, 1), value=END).gather(1, index.flatten(1)).view_as(index)
+        before = torch.cat((tok[:, starts, None], target[..., :-1]), -1)                # block (t, j) reads the token before its target
+        main = self.lm.embed(torch.cat((prev[:, None], tok[:, :-1]), 1)) + message      # (B, T, d)
+        x = torch.cat((main, self.lm.embed(before).flatten(1, 2)), 1)                   # (B, T+SK, d)
+        pos = torch.cat((torch.arange(T, device=tok.device), (starts[:, None] + torch.arange(1, K + 1, device=tok.device)).flatten()))
+        mask = ahead_mask(T, starts, K, self.context)
+        attend = lambda q, k, v: F.scaled_dot_product_attention(q, k, v, mask)
+        out = self.lm.stack(x, pos, attend)[:, T:].unflatten(1, (-1, K))                # (B, S, K, d)
+        return out, target, before, index
+
+
+class Grounding(nn.Module):
+    """Encoder and predictor in one module whose forward returns the sums of the losses and their counts."""
+
+    def __init__(self, encoder, predictor):
+        super().__init__()
+        self.encoder, self.predictor = encoder, predictor
+
+    def forward(self, batch, tok, counted):
+        """tok (B, T) is the full stream, counted (B, T) the steps whose token is known, or self-written and accepted."""
+        hidden = self.encoder(batch.obs, tok, batch.prev, batch.keep)                   # (B, T, d)
+        grounded = batch.known & batch.inside
+        ground = F.cross_entropy(self.encoder.logits(hidden[grounded]).float(), tok[grounded], reduction="sum")
+        loss, _, _, index = self.predict(hidden, tok, batch.prev)
+        weight = F.pad(counted & batch.inside, (0, 1)).gather(1, index.flatten(1)).view_as(index)
+        return torch.stack((ground, (loss * weight).sum())), torch.stack((grounded.sum(), weight.sum()))
+
+    def predict(self, hidden, tok, prev):
+        """Loss of every block token, its target, the token before it, and its step (T where there is none), each (B, S, K)."""
+        out, target, before, index = self.predictor(tok, prev, self.predictor.message(hidden, self.encoder))
+        loss = F.cross_entropy(self.predictor.lm.embed_out(out).flatten(0, 2).float(), target.flatten(), reduction="none")
+        return loss.view_as(target), target, before, index
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# the text of unannotated steps
+
+
+def accepted(tok, prob, known, threshold):
+    """Which self-written steps may be targets, (B, T) bool: silence, and captions accepted as a whole.
+
+    A caption counts if each of its tokens had at least `threshold` probability, it came to its END, and no known token cut in.
+    """
+    before = F.pad(tok[:, :-1], (1, 0), value=END)
+    starts = (tok > SILENCE) & (before <= SILENCE)
+    caption = starts.cumsum(1)                                                          # (B, T) the number of the caption a step is in
+    per_caption = lambda x, how: torch.zeros_like(prob).scatter_reduce(1, caption, x.float(), how, include_self=False).gather(1, caption)
+    spoken = tok != SILENCE
+    least = per_caption(prob.masked_fill(~spoken, 1), "amin")
+    whole = (per_caption(tok == END, "sum") == 1) & (per_caption(known & spoken, "amax") == 0)
+    return ~known & torch.where(spoken, (caption > 0) & whole & (least >= threshold), prob >= threshold)
+
+
+@torch.no_grad()
+def follow(target, encoder, decay):
+    for slow, fast in zip(target.parameters(), encoder.parameters(), strict=True): slow.lerp_(fast, 1 - decay)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# the loop
+
+
+def learning_rate(step):
+    if step < warmup: return lr * (step + 1) / warmup
+    return lr * (0.1 + 0.45 * (1 + math.cos(math.pi * (step - warmup) / max(max_iters - warmup, 1))))
+
+
+def standardise(projector, episodes, sample=100):
+    """Mean and scale of the observations, from some training episodes (no caption is read)."""
+    obs = torch.cat([episodes.obs(i) for i in range(0, len(episodes), max(len(episodes) // sample, 1))])
+    projector.mean.copy_(obs.mean(0))
+    projector.scale.copy_(1 / obs.std(0).clamp(min=1e-2))
+
+
+def default_data():
+    """Makes the Crafter episodes where they are asked for and not there."""
+    if data == "data/crafter" and not os.path.exists("data/crafter/meta.json"):
+        from domains import crafter_play
+        crafter_play.make(data)
+
+
+def main(config):
+    torch.manual_seed(seed)
+    where = device if device != "auto" else "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    cast = torch.autocast(where, torch.bfloat16, enabled=where == "cuda")
+    default_data()
+    train, val, test = (Episodes(data, split) for split in ("train", "val", "test"))
+    annotated = choose_annotated(len(train), n_annotated, seed)
+    tokenizer = Tokenizer.from_captions([c.text for i in annotated for c in train.captions(i)])
+    windows = Windows(train, annotated, tokenizer, T, annotated_fraction, drop, seed)
+
+    shape = Config(tokenizer.vocab_size, hidden_size, num_hidden_layers, num_attention_heads)
+    encoder = Encoder(GPTNeoX(shape), train.meta["obs_dim"], T)
+    standardise(encoder.projector, train)
+    predictor = Predictor(GPTNeoX(shape), hidden_size, K, ahead, context, through, ahead_stride)
+    predictor.condition.requires_grad_(condition)
+    model = Grounding(encoder, predictor).to(where)
+    target = copy.deepcopy(model.encoder).requires_grad_(False)
+    run = torch.compile(model) if compile else model
+    matrices = [p for p in model.parameters() if p.dim() >= 2]
+    vectors = [p for p in model.parameters() if p.dim() < 2]
+    optimizer = torch.optim.AdamW([dict(params=matrices), dict(params=vectors, weight_decay=0.0)], lr, (0.9, 0.95), weight_decay=weight_decay)
+    print(f"{len(annotated)} of {len(train)} training episodes annotated, {tokenizer.vocab_size} tokens, "
+          f"{sum(p.numel() for p in encoder.parameters()) / 1e6:.2f}M + {sum(p.numel() for p in predictor.parameters()) / 1e6:.2f}M parameters, {where}")
+
+    progress = tqdm(range(max_iters), disable=not sys.stderr.isatty())
+    for step in progress:
+        batch = windows.batch(step, range(batch_size)).to(where)
+        tok, prob = batch.tok, torch.zeros_like(batch.noise).float()
+        if step >= write_from:
+            with cast: tok, prob = target.annotate(batch.obs, batch.tok, batch.known, batch.prev, batch.noise)
+        good = accepted(tok, prob, batch.known, accept)
+        for group in optimizer.param_groups: group["lr"] = learning_rate(step)
+        with cast: sums, counts = run(batch, tok, batch.known | good)
+        loss_ground, loss_predict = sums / counts.clamp(min=1)
+        loss = loss_ground + predict_weight * loss_predict
+        optimizer.zero_grad()
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(model.parameters(), grad_clip)
+        optimizer.step()
+        follow(target, model.encoder, min(ema, (1 + step) / (10 + step)))
+        progress.set_postfix(ground=loss_ground.item(), predict=loss_predict.item())
+        if (step + 1) % eval_interval == 0:
+            found = evaluate.captions(model.encoder, val, range(min(eval_episodes, len(val))), tokenizer, where)
+            slow = evaluate.captions(target, val, range(min(eval_episodes, len(val))), tokenizer, where)
+            progress.write(f"step {step + 1}: ground {loss_ground.item():.3f}, predict {loss_predict.item():.3f}, norm {norm:.2f}, "
+                           f"F1 {found['f1']:.3f} ({found['precision']:.2f}/{found['recall']:.2f}), target {slow['f1']:.3f} ({slow['precision']:.2f}/{slow['recall']:.2f}), entropy {found['entropy']:.2f}, "
+                           f"silence {found['silence']:.2f}, distinct {found['distinct']}")
+
+
+if __name__ == "__main__":
+    main(configure(globals()))
