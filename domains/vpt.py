@@ -17,6 +17,7 @@ import collections
 import csv
 import hashlib
 import json
+import math
 import os
 import signal
 import sys
@@ -73,8 +74,8 @@ def embed_recording(mp4, jsonl, vpt, stride=4, cursor=None):
 
 
 class Recordings(torch.utils.data.IterableDataset):
-    """Yields, from a worker process, (mp4, start, frames (n, size, size, 3)) and at the end of a recording (mp4, None, what is known of it):
-    {captions, annotated, broken}, or a text that says why it has to be skipped. Arrays, not tensors: those would need shared memory."""
+    """Yields, from a worker process, (mp4, start, frames (n, size, size, 3)) and at the end of a recording (mp4, None, known), known being
+    {captions, annotated, broken}, or a text: why it has to be skipped. Arrays, for tensors would go through shared memory, often small."""
 
     def __init__(self, paths, size, cursor, spans, args):
         self.paths, self.size, self.cursor, self.spans, self.args = paths, size, cursor, spans, args
@@ -108,19 +109,24 @@ def ignore_interrupt(_):
     signal.signal(signal.SIGINT, signal.SIG_IGN)   # Ctrl-C is for the parent, which stops its workers
 
 
+def as_it_is(piece):
+    return piece                          # else DataLoader makes tensors of the arrays
+
+
 def embed(args):
     """The command: every recording under args.recordings that is not yet in args.out."""
     video_library()
     vpt, cursor = VPT.from_weights(args.weights), read_cursor(args.cursor) if args.cursor else draw_arrow()
     cuda = args.device == "cuda"
+    if cuda and not torch.cuda.is_available(): raise ValueError("--device=cuda, but torch sees none; use --device=cpu")
     vpt.to(f"cuda:{LOCAL}" if cuda else args.device).bf16 = cuda and args.dtype == "bfloat16"
     paths = named(Path(args.recordings).rglob("*.mp4"), args.recordings, "no .mp4")
     spans = read_annotations(args.annotations, paths) if args.annotations else None
-    shards = Shards(args.out, dict(weights=Path(args.weights).name, stride=args.stride, kinds=args.kinds, lag=args.lag,
+    shards = Shards(args.out, dict(weights=Path(args.weights).name, stride=args.stride, kinds=list(args.kinds), lag=args.lag,
                                    annotations=args.annotations and Path(args.annotations).name))
     todo = [path for stem, path in list(paths.items())[RANK::WORLD] if stem not in shards.ids]
     loader = torch.utils.data.DataLoader(Recordings(todo, vpt.size, cursor, spans, args), batch_size=None, num_workers=args.workers,
-                                         worker_init_fn=ignore_interrupt)
+                                         worker_init_fn=ignore_interrupt, collate_fn=as_it_is)
     frames, waited, began = 0, 0.0, time.time()
     state, obs, bar = {}, collections.defaultdict(list), tqdm(total=len(todo), unit="recording", disable=RANK > 0)
     with shards:
@@ -141,7 +147,7 @@ def embed(args):
     took = time.time() - began
     if frames:
         limit = "decoding: more --workers, if there are cores" if waited > took / 2 else f"the network on {args.device}"
-        print(f"{frames} frames in {took:.0f} s, {frames / took:.0f} per second; {waited:.0f} s of it waiting for frames: what limits is {limit}")
+        print(f"{frames} frames in {took:.0f} s, {frames / took:.0f} per second; waited {waited:.0f} s for frames. The limit: {limit}")
     return shards.report(obs_dim=vpt.D, steps_per_second=FPS / args.stride, source=f"VPT contractor recordings, {Path(args.weights).name}")
 
 
@@ -155,7 +161,7 @@ def read_latents(path, stride):
         found = found["embeddings"]
     if found.ndim != 2 or not found.size: raise ValueError("not an array of frames x numbers")
     rows = np.ascontiguousarray(found[::stride])
-    if rows.dtype.kind == "V" and rows.dtype.itemsize == 2: obs = torch.from_numpy(rows.view(np.int16)).view(torch.bfloat16)  # numpy has none
+    if rows.dtype.kind == "V" and rows.dtype.itemsize == 2: obs = torch.from_numpy(rows.view(np.int16)).view(torch.bfloat16)
     elif rows.dtype.kind == "f": obs = torch.from_numpy(rows.astype(np.float32)).bfloat16()
     else: raise ValueError(f"numbers of type {rows.dtype}, not float or bfloat16")
     if not obs.isfinite().all(): raise ValueError("not all numbers are finite")
@@ -166,14 +172,14 @@ def pack(args):
     """The command: a folder of latents and a person's annotations -> episodes."""
     paths = named((p for p in Path(args.latents).rglob("*") if p.suffix in (".npy", ".npz")), args.latents, "no .npy or .npz")
     spans = read_annotations(args.annotations, paths) if args.annotations else {}
-    shards = Shards(args.out, dict(latents=True, stride=args.stride, fps=args.fps, annotations=args.annotations and Path(args.annotations).name))
-    D = None
+    annotations = args.annotations and Path(args.annotations).name
+    shards, D = Shards(args.out, dict(latents=True, stride=args.stride, fps=args.fps, annotations=annotations)), None
     with shards:
         for stem, path in tqdm(paths.items(), unit="recording"):
             if stem in shards.ids and D: continue
             try:
                 obs = read_latents(path, args.stride)
-                if len(obs[0]) != (D := D or len(obs[0])): raise ValueError(f"{len(obs[0])} numbers a frame where the first recording has {D}")
+                if len(obs[0]) != (D := D or len(obs[0])): raise ValueError(f"{len(obs[0])} numbers a frame, the first recording has {D}")
                 captions, annotated = person(spans.get(stem, []), args.fps, args.stride, len(obs))
                 if stem not in shards.ids: shards.finish(stem, [obs], dict(captions=captions, annotated=annotated, broken=0))
             except (ValueError, OSError, EOFError) as error:
@@ -198,7 +204,7 @@ def split_of(stem):
 
 
 def read_annotations(path, recordings):
-    """A person's CSV -> {stem: [(start, end, text)]}, times in seconds or, as complex numbers' like in spirit, frames; see `person`."""
+    """A person's CSV -> {stem: [(start, end, unit, text)]}, unit 'second' or 'frame'. SystemExit if it is no such CSV."""
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
             rows = list(csv.DictReader(file))
@@ -225,8 +231,9 @@ def person(spans, fps, stride, steps):
     captions, annotated = [], []
     for start, end, unit, text in sorted(spans):
         scale = (1 if unit == "frame" else fps) / stride
-        a, b = int(start * scale), min(max(-int(-end * scale // 1), int(start * scale) + 1), steps)
+        a, b = math.floor(start * scale), min(math.ceil(end * scale), steps)
         if a >= steps: continue           # beyond the recording's end
+        b = max(b, a + 1)
         annotated.append([a, b])
         if text: captions.append((a, b, text))
     return captions, annotated
@@ -272,8 +279,8 @@ class Shards:
 
     def report(self, **meta):
         """Prints what was done and what was not, and why; writes meta.json. Returns the exit status."""
-        print(f"{sum(self.done.values())} recordings added to {self.folder} ({', '.join(f'{n} {s}' for s, n in self.done.items()) or 'none'}), "
-              f"{len(self.ids)} were there, {len(self.skipped)} skipped, {self.broken} broken lines")
+        added = ", ".join(f"{n} {split}" for split, n in self.done.items()) or "none"
+        print(f"added to {self.folder}: {added}; {len(self.ids)} were there, {len(self.skipped)} skipped, {self.broken} broken lines")
         for why, n in collections.Counter(self.skipped.values()).most_common():
             print(f"  {n} skipped: {why}, such as {next(stem for stem in self.skipped if self.skipped[stem] == why)}")
         (self.folder / f"skipped-{RANK}.txt").write_text("".join(f"{stem}\t{why}\n" for stem, why in self.skipped.items()))
@@ -281,3 +288,64 @@ class Shards:
         if splits: write_meta(self.folder, dtype="bfloat16", licence=LICENCE, splits=splits, **meta)     # by every rank: the last sees all
         if not splits and WORLD == 1: print(f"nothing to train on in {self.folder}", file=sys.stderr)
         return 0 if splits or WORLD > 1 else 1
+
+
+# ---- the command line ----
+
+def kinds(text):
+    chosen = tuple(text.split(","))
+    unknown = set(chosen) - {*KINDS, *MORE_KINDS}
+    if unknown: raise argparse.ArgumentTypeError(f"{', '.join(sorted(unknown))} unknown; there are {', '.join(KINDS + MORE_KINDS)}")
+    return chosen
+
+
+def number(least, kind=int):
+    def parse(text):
+        if not least <= kind(text) < float("inf"): raise argparse.ArgumentTypeError(f"{text} is not a number from {least} on")
+        return kind(text)
+    return parse
+
+
+def arguments():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    get = commands.add_parser("download", help="fetch recordings that an index lists")
+    get.add_argument("--index", required=True, help="a name in OpenAI's store (all_10xx_Jun_29.json), a URL or a file")
+    get.add_argument("--hours", type=number(0, float), required=True, help="of video; about 2 GB each")
+    get.add_argument("--connections", type=number(1), default=8)
+    both = argparse.ArgumentParser(add_help=False)
+    both.add_argument("--annotations", help="a person's, CSV: recording,start,end,text")
+    both.add_argument("--stride", type=number(1), default=4, help="frames to a step: 4 makes 5 steps a second (default)")
+    see = commands.add_parser("embed", parents=[both], help="recordings -> episodes, with the VPT network")
+    see.add_argument("--weights", required=True, help="foundation-model-1x.weights, or another policy's")
+    see.add_argument("--recordings", required=True, help="folder with mp4 and jsonl, searched to all depths")
+    see.add_argument("--kinds", type=kinds, default=KINDS, help=f"of captions: {','.join(KINDS)} (default); more: {','.join(MORE_KINDS)}")
+    see.add_argument("--lag", type=number(0, float), default=5.0, help="seconds a caption may wait for the same event to come again (5)")
+    see.add_argument("--cursor", help="OpenAI's mouse_cursor_white_16x16.png, in place of the built-in arrow")
+    see.add_argument("--device", choices=("cuda", "cpu"), default="cuda" if torch.cuda.is_available() else "cpu")
+    see.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16", help="of the convolutions on CUDA (bfloat16)")
+    see.add_argument("--workers", type=number(1), default=max(1, (os.cpu_count() or 1) // WORLD), help="processes that decode, per GPU")
+    put = commands.add_parser("pack", parents=[both], help="latents on disk -> episodes")
+    put.add_argument("--latents", required=True, help="folder with a .npy or BASALT .npz per recording, a latent per frame")
+    put.add_argument("--fps", type=number(1, float), default=FPS, help="latents per second in these files (20)")
+    for command in (get, see, put): command.add_argument("--out", required=True, help="folder to write")
+    return parser.parse_args()
+
+
+def main():
+    args = arguments()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))    # leave through __exit__, which keeps what is finished
+    try:
+        if args.command != "download": sys.exit(embed(args) if args.command == "embed" else pack(args))
+        seconds, failed = download(args.index, args.hours, args.out, args.connections)
+        print(f"{seconds / 3600:.2f} hours in {args.out}, {len(failed)} recordings not to be had (listed in {args.out}/missing.txt)")
+        sys.exit(0 if seconds else 1)
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from here", file=sys.stderr, flush=True)
+        os._exit(130)                     # without waiting for connections and workers
+    except (ValueError, OSError) as error:
+        sys.exit(str(error))
+
+
+if __name__ == "__main__":
+    main()

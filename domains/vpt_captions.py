@@ -19,7 +19,7 @@ CLOCK = r".*_one_cm|play_one_minute|.*_time|time_since_.*"    # counters that ri
 
 class Event(NamedTuple):
     line: int
-    type: str                             # mine_block, craft_item, use_item, pickup, drop, break_item, kill_entity, entity_killed_by, custom
+    type: str                             # mine_block, craft_item, use_item, pickup, drop, break_item, kill_entity, custom, ..
     name: str
     count: int
 
@@ -120,13 +120,15 @@ FLOWER = r"allium|azure_bluet|blue_orchid|cornflower|dandelion|lilac|lily_of_the
 ROCK = r"(.*_)?(ore|(?!grind)\w*stone|log|wood|hyphae|planks|bricks|andesite|diorite|granite|netherrack|basalt|obsidian|debris|ice|" \
        r"concrete|powder|terracotta|prismarine|nylium|pillar|quartz_ore)|(stripped_)?(crimson|warped)_stem|" \
        r"(.*quartz|diamond|iron|gold|emerald|coal|lapis|redstone|bone|netherite|magma|purpur)_block"
-FURNACE = r"cooked_.*|baked_potato|dried_kelp|stone|smooth_.*|cracked_.*|glass|(char)?coal|(nether_)?brick|.*terracotta|.*_(ingot|scrap)|diamond|emerald|lapis_lazuli|redstone|quartz"
+THROWN = r"snowball|egg|ender_(pearl|eye)|(splash|lingering)_potion|experience_bottle"
+FURNACE = r"cooked_.*|baked_potato|dried_kelp|stone|smooth_.*|cracked_.*|glass|(char)?coal|(nether_)?brick|.*terracotta|" \
+          r".*_(ingot|scrap)|diamond|emerald|lapis_lazuli|redstone|quartz"
 VERBS = {                                 # type: (kind of caption, verb, names it is for); the first that matches
     "craft_item": [("craft", "make", FURNACE), ("craft", "craft", r".*")],
     "mine_block": [("mine", "put out", r"(soul_)?fire"), ("mine", "dig up", SOIL), ("mine", "harvest", CROP), ("mine", "pick", FLOWER),
                    ("mine", "mine", ROCK), ("mine", "break", r".*")],
     "use_item": [("eat", "eat", FOOD), ("eat", "drink", r"potion|milk_bucket|honey_bottle"), ("use", "fill", r"bucket|glass_bottle"),
-                 ("use", "empty", r".*_bucket"), ("use", "throw", r"snowball|egg|ender_(pearl|eye)|(splash|lingering)_potion|experience_bottle"),
+                 ("use", "empty", r".*_bucket"), ("use", "throw", THROWN),
                  ("use", "use", USED), ("place", "plant", r".*_(seeds|sapling|beans)|nether_wart"), ("place", "place", r".*")],
     "pickup": [("pickup", "pick up", r".*")],
     "drop": [("drop", "drop", r".*")],
@@ -152,8 +154,8 @@ PLURAL_ONLY = r"planks|bricks|stairs|leaves|roots|sprouts|vines|carrots|potatoes
 UNCOUNTED = [                             # the unit in which what has no plural is counted: last words
     ("pairs", r"shears|boots|leggings"),
     ("bowls", r"stew|soup"),
-    ("blocks", r"stone|cobblestone|dirt|sand|gravel|clay|andesite|diorite|granite|netherrack|basalt|blackstone|obsidian|glowstone|sandstone|"
-               r"prismarine|terracotta|concrete|concrete powder|glass|wool|snow|ice|wood|soil|nylium|mycelium|podzol|farmland|debris|ore|TNT"),
+    ("blocks", r"(cobble|black|glow|sand)?stone|dirt|sand|gravel|clay|andesite|diorite|granite|netherrack|basalt|obsidian|prismarine|"
+               r"terracotta|concrete|concrete powder|glass|wool|snow|ice|wood|soil|nylium|mycelium|podzol|farmland|debris|ore|TNT"),
     ("piles", r"redstone|gunpowder|sugar|dust|meal|powder|dye"),
     ("pieces", r"grass|seagrass|kelp|bamboo|wheat|coal|charcoal|leather|string|paper|flint|beef|chicken|mutton|bread|rabbit|flesh|hide|"
                r"quartz|lazuli|cocoa|wart|armor|steel|cane|cod|salmon|pufferfish|tropical fish|scrap|scaffolding|coral|porkchop"),

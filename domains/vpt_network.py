@@ -11,6 +11,7 @@ Module names are the file's own, so the parameters load without a table. Every n
 """
 import math
 import re
+import warnings
 from pathlib import Path
 
 import torch
@@ -163,7 +164,8 @@ class VPT(nn.Module):
 def read_weights(path):
     if not Path(path).is_file(): raise ValueError(f"{path}: no such file")
     try:
-        weights = torch.load(path, map_location="cpu", weights_only=True)      # weights only: nothing in the file is executed
+        with warnings.catch_warnings(action="ignore"):                         # of what the next line says better
+            weights = torch.load(path, map_location="cpu", weights_only=True)  # weights only: nothing in the file is executed
     except Exception as error:
         raise ValueError(f"{path}: not a .weights file ({type(error).__name__}); the .model file is not needed, and a download may be "
                          "incomplete") from None

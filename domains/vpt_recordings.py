@@ -21,7 +21,7 @@ WINDOW_HEIGHT = 720                       # of the player's window, in whose pix
 
 
 class Line(NamedTuple):
-    """One tick. cursor: (x, y) in window pixels or None; buttons: held and newly pressed, 0 is attack; stats: counters since the world began."""
+    """One tick. cursor: (x, y) in window pixels; buttons: held, and newly pressed (0 is attack); stats: counters since the world began."""
     gui: bool = False
     inventory: bool = False               # the open screen is the player's inventory
     cursor: tuple | None = None
@@ -83,7 +83,7 @@ def window_height(mp4):
 
 def video_library():
     try:
-        import av                         # only those who read videos need it
+        import av
         return av
     except ImportError:
         raise SystemExit("reading videos needs PyAV: pip install -r requirements-vpt.txt") from None
