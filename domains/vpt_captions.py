@@ -33,7 +33,7 @@ def events(lines):
         if any(n < 0 for n in rise.values()): rise, before = {}, {}
         found += [Event(i, *type_and_name(key), n) for key, n in rise.items() if n > 0]
         before = (before or {}) | line.stats
-    return [event for event in found if event.type != "custom" or not re.fullmatch(CLOCK, event.name)]
+    return [event for event in found if event.name and not (event.type == "custom" and re.fullmatch(CLOCK, event.name))]
 
 
 def type_and_name(key):

@@ -164,7 +164,8 @@ class VPT(nn.Module):
 def read_weights(path):
     if not Path(path).is_file(): raise ValueError(f"{path}: no such file")
     try:
-        with warnings.catch_warnings(action="ignore"):                         # of what the next line says better
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")                                    # the error below says it better
             weights = torch.load(path, map_location="cpu", weights_only=True)  # weights only: nothing in the file is executed
     except Exception as error:
         raise ValueError(f"{path}: not a .weights file ({type(error).__name__}); the .model file is not needed, and a download may be "
