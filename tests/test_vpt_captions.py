@@ -34,6 +34,11 @@ def test_an_event_beside_broken_lines_and_empty_maps_is_counted_once():
     assert events(found) == [Event(2, "mine_block", "dirt", 2), Event(7, "mine_block", "dirt", 1)]
 
 
+def test_a_counter_that_is_missing_for_a_while_is_no_event_when_it_comes_back():
+    both = {"mine_block:dirt": 5, "jump:x": 1}
+    assert events(lines(both, {"jump:x": 1}, both)) == []
+
+
 def test_a_map_that_falls_is_a_new_world_and_starts_counting_anew():
     new = {"mine_block:dirt": 1, "pickup:stone": 8}
     found = lines({"mine_block:dirt": 5, "pickup:dirt": 5}, new, new | {"mine_block:dirt": 2})
@@ -80,6 +85,7 @@ def test_repeats_within_the_lag_are_one_caption_at_the_last_of_them():
     assert texts(counted(10, 40, 100), lag=2) == [(40, "mine two oak logs"), (100, "mine an oak log")]
     assert texts(counted(10, 40, 100), lag=0) == [(10, "mine an oak log"), (40, "mine an oak log"), (100, "mine an oak log")]
     assert texts(counted(10, 111)) == [(10, "mine an oak log"), (111, "mine an oak log")]      # never later than the lag
+    assert texts(counted(10, 90, 170)) == [(90, "mine two oak logs"), (170, "mine an oak log")]
 
 
 def test_the_tool_and_the_pickup_that_come_with_mining_are_not_said():

@@ -140,9 +140,11 @@ def test_it_stops_at_the_hours_asked_for_and_more_hours_keep_what_is_there(serve
     first = {p.name for p in (tmp_path / "out").glob("*.mp4")}
     server.asked.clear()
     download(index, 5 / 60, tmp_path / "out", connections=1, **QUICK)
-    assert seconds == 180 and len(first) == 3
+    asked = {path.rsplit("/", 1)[-1] for path, _ in server.asked}
+    download(index, 2.5 / 60, tmp_path / "again", connections=1, **QUICK)
+    assert seconds == 180 and len(first) == 3 and first == {p.name for p in (tmp_path / "again").glob("*.mp4")}
     assert first < {p.name for p in (tmp_path / "out").glob("*.mp4")}
-    assert not {path.rsplit("/", 1)[-1] for path, _ in server.asked} & first
+    assert not asked & first
 
 
 @pytest.mark.parametrize("text", ["", "[]", "<?xml?>", '{"relpaths": ["a"]}', '{"basedir": "x", "relpaths": [3]}', '{"basedir": null}'])

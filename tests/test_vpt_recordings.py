@@ -45,6 +45,13 @@ def test_frames_go_with_lines_by_number_and_the_repeated_last_one_is_dropped(tmp
     assert len(list(pictures(mp4, read_lines(tmp_path / "a.jsonl"), 128, ARROW))) == 30
 
 
+def test_colours_come_as_red_green_blue(tmp_path):
+    frame = np.zeros((360, 640, 3), np.uint8)
+    frame[..., 0] = 250
+    red, green, blue = next(decode(make_video(tmp_path / "a.mp4", [frame])))[180, 320]
+    assert red > 200 and max(green, blue) < 50
+
+
 @pytest.mark.parametrize("extra, fine", [(0, True), (1, True), (-1, True), (2, False), (-2, False)])
 def test_frames_and_lines_that_differ_by_more_than_one_are_refused(tmp_path, extra, fine):
     mp4 = make_recording(tmp_path, "a", [tick() for _ in range(20)], extra=extra)
@@ -117,9 +124,10 @@ def test_a_cursor_of_ones_own_is_read_from_a_picture(tmp_path):
     with pytest.raises(ValueError, match="not a picture"): read_cursor(tmp_path / "d.png")
 
 
-def test_resizing_is_the_published_formula_in_whole_numbers():
+@pytest.mark.parametrize("height, width", [(36, 64), (9, 12)])
+def test_resizing_is_the_published_formula_in_whole_numbers(height, width):
     """Each output cell written out alone, from the formula, with Python's integers."""
-    frame = np.random.default_rng(1).integers(0, 256, (36, 64, 3), dtype=np.uint8)
+    frame = np.random.default_rng(1).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
     def tap(o, n):
         f = (o + 0.5) * n / 16 - 0.5
@@ -129,10 +137,10 @@ def test_resizing_is_the_published_formula_in_whole_numbers():
         return i, min(i + 1, n - 1), round((1 - w) * 2048), round(w * 2048)
 
     for y, x, c in [(0, 0, 0), (15, 15, 2), (3, 7, 1), (8, 0, 2), (9, 14, 0)]:
-        (j0, j1, d0, d1), (i0, i1, c0, c1) = tap(y, 36), tap(x, 64)
+        (j0, j1, d0, d1), (i0, i1, c0, c1) = tap(y, height), tap(x, width)
         across = [int(frame[j, i0, c]) * c0 + int(frame[j, i1, c]) * c1 for j in (j0, j1)]
         assert resize(frame, 16)[y, x, c] == (((d0 * (across[0] >> 4)) >> 16) + ((d1 * (across[1] >> 4)) >> 16) + 2) >> 2
-    assert np.array_equal(resize(frame[:, :36], 36), frame[:, :36])
+    assert np.array_equal(resize(frame[:, :height], height), frame[:, :height])
 
 
 @with_samples
