@@ -41,16 +41,18 @@ def played(steps=40):
 
 
 def embed(tmp_path, *args, out="data", **environment):
-    return vpt("embed", f"--weights={tmp_path}/a.weights", f"--recordings={tmp_path}/rec", f"--out={tmp_path / out}", "--workers=1",
+    return vpt("embed", f"--weights={tmp_path}/a.weights", f"--recordings={tmp_path}/rec", f"--out={tmp_path / out}", "--workers=2",
                "--device=cpu", *args, **environment)
 
 
 def episodes(folder):
-    """{id: (obs (N, D), captions, annotated)} of all splits."""
+    """{id: (obs (N, D), captions, annotated)} of all splits, each id once."""
     found = {}
     for split in json.loads((folder / "meta.json").read_text())["splits"]:
         read = Episodes(folder, split)
-        for i, record in enumerate(read.records): found[record["id"]] = read.obs(i), read.captions(i), record["annotated"]
+        for i, record in enumerate(read.records):
+            assert record["id"] not in found
+            found[record["id"]] = read.obs(i), read.captions(i), record["annotated"]
     return found
 
 
@@ -112,14 +114,29 @@ def test_bad_recordings_are_skipped_counted_and_done_once_they_are_repaired(fold
 
 def test_two_processes_share_the_work_without_doing_anything_twice(folder):
     for i in range(4): make_recording(folder / "rec", f"ben-{i}-20220101-000000", played(12))
-    for rank in "10":                     # in any order, and again with another number of processes
+    shares = []
+    for rank in "10":                     # in any order; neither sees the other's
+        assert embed(folder, out=f"share{rank}", RANK=rank, WORLD_SIZE="2")[0] == 0
+        shares.append(set(episodes(folder / f"share{rank}")))
         assert embed(folder, RANK=rank, WORLD_SIZE="2")[0] == 0
-    assert len(episodes(folder / "data")) == 5
-    lines = [json.loads(line)["id"] for path in (folder / "data").glob("*.jsonl") for line in path.read_text().splitlines()]
-    assert len(lines) == len(set(lines)) == 5
+    assert not shares[0] & shares[1] and shares[0] | shares[1] == set(episodes(folder / "data")) and len(shares[0]) == 2
     make_recording(folder / "rec", "cat", played(12))
     status, out, _ = embed(folder)
-    assert status == 0 and "5 were there" in out and len(episodes(folder / "data")) == 6
+    assert status == 0 and "5 were there" in out and len(episodes(folder / "data")) == 6      # and with another number of processes
+
+
+def test_processes_that_write_at_once_never_take_the_same_number(tmp_path, monkeypatch):
+    monkeypatch.setattr(command, "SHARD", 1)
+    known, obs = dict(captions=[], annotated="all", broken=0), [torch.zeros(1, 4)]
+    for world, start in [(2, 0), (3, 100)]:
+        monkeypatch.setattr(command, "WORLD", world)
+        running = []
+        for rank in range(world):         # all have looked at the folder before the first one writes
+            monkeypatch.setattr(command, "RANK", rank)
+            running.append(command.Shards(tmp_path, {}))
+        for i in range(4):
+            for rank, shards in enumerate(running): shards.finish(f"s{start + 10 * rank + i}", obs, known)
+    assert len(command.Shards(tmp_path, {}).ids) == 2 * 4 + 3 * 4
 
 
 def test_one_data_set_does_not_mix_settings(folder):
@@ -173,6 +190,13 @@ def test_a_table_of_another_form_is_one_clear_error(tmp_path, text, line):
 
 # ---- latents on disk ----
 
+class Trap:
+    """Makes a file when it is unpickled."""
+    def __init__(self, path): self.path = path
+
+    def __reduce__(self): return self.path.touch, ()
+
+
 def test_latents_of_any_kind_become_episodes(tmp_path):
     latents, rows = tmp_path / "latents", np.random.default_rng(0).standard_normal((21, 8)).astype(np.float32)
     latents.mkdir()
@@ -185,13 +209,14 @@ def test_latents_of_any_kind_become_episodes(tmp_path):
     np.save(latents / "flat.npy", rows[0])
     np.save(latents / "wide.npy", np.ones((5, 9), np.float32))
     np.save(latents / "infinite.npy", rows * np.float32("inf"))
-    np.save(latents / "pickled.npy", np.array([dict()]), allow_pickle=True)
+    np.savez(latents / "pickled.npz", embeddings=np.array([[Trap(tmp_path / "ran")]]))
     np.savez(latents / "other.npz", actions=rows)
     (latents / "empty.npy").write_bytes(b"")
     (tmp_path / "person.csv").write_text("recording,start_frame,end_frame,text\nsingle,4,8,chop a tree\n")
     status, out, err = vpt("pack", f"--latents={latents}", f"--annotations={tmp_path}/person.csv", f"--out={tmp_path}/data")
     found = episodes(tmp_path / "data")
     assert status == 0 and found.keys() == {"single", "half", "bfloat", "basalt"} and "7 skipped" in out, out + err
+    assert not (tmp_path / "ran").exists()
     assert torch.equal(found["single"][0], bfloat[::4].float()) and torch.equal(found["bfloat"][0], found["basalt"][0])
     assert found["single"][1:] == ([Caption(1, 2, "chop a tree")], [[1, 2]]) and found["half"][1:] == ([], [])
     assert "4 were there" in vpt("pack", f"--latents={latents}", f"--annotations={tmp_path}/person.csv", f"--out={tmp_path}/data")[1]
