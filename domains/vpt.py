@@ -39,7 +39,8 @@ from data import Caption, Episode, write_meta, write_shard  # noqa: E402
 CHUNK = 128                               # frames that pass the network at a time
 SHARD, SHARD_SECONDS = 16, 600            # a shard is closed with so many recordings, or so long after its first
 LICENCE = "numbers derived from OpenAI's VPT contractor recordings, MIT (c) OpenAI 2022; Minecraft's pictures are not included"
-RANK, WORLD, LOCAL = (int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0)))
+RANK, LOCAL = (int(os.environ.get(name, 0)) for name in ("RANK", "LOCAL_RANK"))                  # torchrun sets them
+WORLD, LOCAL_WORLD = (int(os.environ.get(name, 1)) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
 
 
 # ---- from recordings to latents ----
@@ -109,10 +110,6 @@ def ignore_interrupt(_):
     signal.signal(signal.SIGINT, signal.SIG_IGN)   # Ctrl-C is for the parent, which stops its workers
 
 
-def as_it_is(piece):
-    return piece                          # else DataLoader makes tensors of the arrays
-
-
 def embed(args):
     """The command: every recording under args.recordings that is not yet in args.out."""
     video_library()
@@ -126,7 +123,7 @@ def embed(args):
                                    annotations=args.annotations and Path(args.annotations).name))
     todo = [path for stem, path in list(paths.items())[RANK::WORLD] if stem not in shards.ids]
     loader = torch.utils.data.DataLoader(Recordings(todo, vpt.size, cursor, spans, args), batch_size=None, num_workers=args.workers,
-                                         worker_init_fn=ignore_interrupt, collate_fn=as_it_is)
+                                         worker_init_fn=ignore_interrupt, collate_fn=tuple)     # no tensors made of the arrays
     frames, waited, began = 0, 0.0, time.time()
     state, obs, bar = {}, collections.defaultdict(list), tqdm(total=len(todo), unit="recording", disable=RANK > 0)
     with shards:
@@ -324,7 +321,7 @@ def arguments():
     see.add_argument("--cursor", help="OpenAI's mouse_cursor_white_16x16.png, in place of the built-in arrow")
     see.add_argument("--device", choices=("cuda", "cpu"), default="cuda" if torch.cuda.is_available() else "cpu")
     see.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16", help="of the convolutions on CUDA (bfloat16)")
-    see.add_argument("--workers", type=number(1), default=max(1, (os.cpu_count() or 1) // WORLD), help="processes that decode, per GPU")
+    see.add_argument("--workers", type=number(1), default=max(1, (os.cpu_count() or 1) // LOCAL_WORLD), help="that decode, per GPU")
     put = commands.add_parser("pack", parents=[both], help="latents on disk -> episodes")
     put.add_argument("--latents", required=True, help="folder with a .npy or BASALT .npz per recording, a latent per frame")
     put.add_argument("--fps", type=number(1, float), default=FPS, help="latents per second in these files (20)")
@@ -345,6 +342,9 @@ def main():
         os._exit(130)                     # without waiting for connections and workers
     except (ValueError, OSError) as error:
         sys.exit(str(error))
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error): raise
+        sys.exit("a process that decodes was killed, for want of memory perhaps (fewer --workers); the same command goes on from here")
 
 
 if __name__ == "__main__":
