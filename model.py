@@ -36,7 +36,7 @@ class Config:
 
 
 def rotary(config, pos):
-    """Cosines and sines for positions pos, (N,) or (B, N) -> two of (1 or B, 1, N, rotary dims), float32 (Su et al. 2021, arXiv 2104.09864)."""
+    """Cosines and sines at positions pos, (N,) or (B, N) -> two of (1 or B, 1, N, rotary dims), float32 (Su et al. 2021, 2104.09864)."""
     dims = int(config.hidden_size // config.num_attention_heads * config.rotary_pct)
     freq = config.rotary_emb_base ** -(torch.arange(0, dims, 2, device=pos.device).float() / dims)
     angle = pos[..., None].float() * freq

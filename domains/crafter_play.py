@@ -10,6 +10,7 @@ Every episode has a world of its own, made from a seed of its own, so the same s
 processes, and train, val and test never share a world. A shard that is there is kept, so an interrupted run goes on.
 """
 import argparse
+import json
 import os
 import sys
 from collections import defaultdict, deque
@@ -200,6 +201,12 @@ def make_shard(job):
 
 def make(out, train=500, val=50, test=50, steps=200, area=36, first_seed=0, processes=None):
     """Makes what is missing of a data set; worlds are numbered first_seed .. in the order train, val, test."""
+    settings = dict(train=train, val=val, test=test, steps=steps, area=area, first_seed=first_seed)
+    plan = Path(out) / "plan.json"
+    if plan.exists() and json.loads(plan.read_text()) != settings:
+        sys.exit(f"{out} was made with {json.loads(plan.read_text())}, not {settings}: remove it, or choose another --out")
+    plan.parent.mkdir(parents=True, exist_ok=True)
+    plan.write_text(json.dumps(settings))
     jobs, seed = [], first_seed
     for split, count in dict(train=train, val=val, test=test).items():
         for index, a in enumerate(range(0, count, PER_SHARD)):
@@ -210,8 +217,7 @@ def make(out, train=500, val=50, test=50, steps=200, area=36, first_seed=0, proc
     with get_context("spawn").Pool(processes or os.cpu_count()) as pool:
         list(tqdm(pool.imap_unordered(make_shard, jobs), total=len(jobs), desc=f"playing Crafter, {PER_SHARD} episodes each"))
     write_meta(out, obs_dim=len(play(first_seed, 1, area).obs[0]), dtype="uint8", steps_per_second=None, source="crafter, scripted player",
-               licence="Crafter is MIT licensed (c) Danijar Hafner", splits=["train", "val", "test"],
-               made_with=dict(train=train, val=val, test=test, steps=steps, area=area, first_seed=first_seed))
+               licence="Crafter is MIT licensed (c) Danijar Hafner", splits=["train", "val", "test"])
 
 
 if __name__ == "__main__":
