@@ -21,7 +21,9 @@ from tqdm import tqdm
 
 import checkpoint
 import evaluate
+from attention import ahead_attention
 from configurator import configure, stop
+from cross_entropy import cross_entropy
 from data import END, SILENCE, Episodes, Tokenizer, Windows, choose_annotated, read_stream
 from encoder import Encoder
 from model import Config, GPTNeoX
@@ -44,6 +46,7 @@ ahead_stride = 4                      # predicts from every s-th step
 ahead = "steps"                       # what is next: 'steps' (silence included) | 'spoken' (tokens that are not silence)
 context = "all"                       # main-stream steps a block sees: 'all' up to its own | 0: its own only
 through = "hidden"                    # what carries the message: 'hidden' state | 'text', the expected word embedding
+attention = "auto"                    # of the predictor: the 'mask' up to 256 rows, else 'fast' | 'mask' | 'fast'
 condition = True                      # False: the predictor never hears from the encoder (a control)
 predict_weight = 0.5                  # of loss_predict beside loss_ground
 # the text of unannotated steps
@@ -95,10 +98,12 @@ def ahead_index(tok, starts, K, ahead):
 class Predictor(nn.Module):
     """GPT-NeoX plus one linear map: main stream embed(tok_{i-1}) + condition(hidden_i), and from each start a block of K tokens."""
 
-    def __init__(self, lm, encoder_width, K, ahead="steps", context="all", through="hidden", stride=1):
+    def __init__(self, lm, encoder_width, K, ahead="steps", context="all", through="hidden", stride=1, attention="auto"):
         super().__init__()
         assert ahead in ("steps", "spoken") and context in ("all", 0) and through in ("hidden", "text")
+        assert attention in ("auto", "mask", "fast")
         self.lm, self.K, self.ahead, self.context, self.through, self.stride = lm, K, ahead, context, through, stride
+        self.attention = attention
         self.condition = nn.Linear(encoder_width, lm.config.hidden_size, bias=False)
         nn.init.zeros_(self.condition.weight)
 
@@ -113,17 +118,20 @@ class Predictor(nn.Module):
         index = ahead_index(tok, starts, self.K, self.ahead)                            # (B, S, K)
         target = F.pad(tok, (0, 1), value=END).gather(1, index.flatten(1)).view_as(index)
         before = torch.cat((tok[:, starts, None], target[..., :-1]), -1)                # block (t, j) reads the token before its target
-        return self.decode(tok, prev, message, starts, before), target, before, index
+        return self.decode(tok, prev, message, starts, before, self.attention), target, before, index
 
-    def decode(self, tok, prev, message, starts, before):
-        """One pass over the main stream and the blocks whose input tokens are before (B, S, K)."""
+    def decode(self, tok, prev, message, starts, before, attention="mask"):
+        """One pass over the main stream and the blocks whose input tokens are before (B, S, K); not by mask: a start every `stride`."""
         T, K = tok.shape[1], before.shape[2]
         main = self.lm.embed(torch.cat((prev[:, None], tok[:, :-1]), 1)) + message      # (B, T, d)
         x = torch.cat((main, self.lm.embed(before).flatten(1, 2)), 1)                   # (B, T+SK, d)
         pos = torch.cat((torch.arange(T, device=tok.device), (starts[:, None] + torch.arange(1, K + 1, device=tok.device)).flatten()))
-        mask = ahead_mask(T, starts, K, self.context)
-        attend = lambda q, k, v: F.scaled_dot_product_attention(q, k, v, mask)
-        return self.lm.stack(x, pos, attend)[:, T:].unflatten(1, (-1, K))               # (B, S, K, d)
+        if attention == "fast" or attention == "auto" and len(pos) > 256:
+            attend = lambda q, k, v: ahead_attention(q, k, v, T, K, self.stride, self.context)
+        else:
+            mask = ahead_mask(T, starts, K, self.context)
+            attend = lambda q, k, v: F.scaled_dot_product_attention(q, k, v, mask[-q.shape[2]:])
+        return self.lm.stack(x, pos, attend, skip=T).unflatten(1, (-1, K))              # (B, S, K, d)
 
     @torch.no_grad()
     def forecast(self, tok, prev, message, starts):
@@ -161,16 +169,17 @@ class Grounding(nn.Module):
         """tok (B, T) is the full stream, counted (B, T) the steps whose token is known, or self-written and accepted."""
         hidden = self.encoder(batch.obs, tok, batch.prev, batch.keep)                   # (B, T, d)
         grounded = batch.known & batch.inside
-        ground = F.cross_entropy(self.encoder.logits(hidden[grounded]).float(), tok[grounded], reduction="sum")
-        loss, _, _, index = self.predict(hidden, tok, batch.prev)
+        ground, _ = cross_entropy(hidden, self.encoder.lm.embed_out.weight, tok, grounded)
+        out, target, _, index = self.predictor(tok, batch.prev, self.predictor.message(hidden, self.encoder))
         weight = F.pad(counted & batch.inside, (0, 1)).gather(1, index.flatten(1)).view_as(index)
-        return torch.stack((ground, (loss * weight).sum())), torch.stack((grounded.sum(), weight.sum()))
+        predict, _ = cross_entropy(out, self.predictor.lm.embed_out.weight, target, weight)
+        return torch.stack((ground, predict)), torch.stack((grounded.sum(), weight.sum()))
 
     def predict(self, hidden, tok, prev):
         """Loss of every block token, its target, the token before it, and its step (T where there is none), each (B, S, K)."""
         out, target, before, index = self.predictor(tok, prev, self.predictor.message(hidden, self.encoder))
-        loss = F.cross_entropy(self.predictor.lm.embed_out(out).flatten(0, 2).float(), target.flatten(), reduction="none")
-        return loss.view_as(target), target, before, index
+        _, loss = cross_entropy(out, self.predictor.lm.embed_out.weight, target, torch.ones_like(target))
+        return loss, target, before, index
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -226,7 +235,7 @@ def build(tokenizer, episodes):
     shape = Config(tokenizer.vocab_size, hidden_size, num_hidden_layers, num_attention_heads)
     encoder = Encoder(GPTNeoX(shape), episodes.meta["obs_dim"], T)
     standardise(encoder.projector, episodes)
-    predictor = Predictor(GPTNeoX(shape), hidden_size, K, ahead, context, through, ahead_stride)
+    predictor = Predictor(GPTNeoX(shape), hidden_size, K, ahead, context, through, ahead_stride, attention)
     predictor.condition.requires_grad_(condition)
     return Grounding(encoder, predictor)
 
