@@ -79,11 +79,11 @@ class Attention(nn.Module):
         self.query_key_value = nn.Linear(config.hidden_size, 3 * config.hidden_size)
         self.dense = nn.Linear(config.hidden_size, config.hidden_size)
 
-    def forward(self, x, cos, sin, attend):                                             # (B, N, d)
+    def forward(self, x, cos, sin, attend, skip=0):                                     # (B, N, d) -> (B, N - skip, d)
         B, N, d = x.shape
         q, k, v = self.query_key_value(x).view(B, N, self.heads, -1).transpose(1, 2).chunk(3, -1)  # (B, H, N, hs)
-        out = attend(rotate(q, cos, sin), rotate(k, cos, sin), v)
-        return self.dense(out.transpose(1, 2).reshape(B, N, d))
+        out = attend(rotate(q, cos, sin)[:, :, skip:], rotate(k, cos, sin), v)
+        return self.dense(out.transpose(1, 2).reshape(B, N - skip, d))
 
 
 class MLP(nn.Module):
@@ -105,8 +105,8 @@ class Block(nn.Module):
         self.attention = Attention(config)
         self.mlp = MLP(config)
 
-    def forward(self, x, cos, sin, attend):
-        attended = self.attention(self.input_layernorm(x), cos, sin, attend)
+    def forward(self, x, cos, sin, attend, skip=0):
+        attended, x = self.attention(self.input_layernorm(x), cos, sin, attend, skip), x[:, skip:]
         if self.parallel: return x + attended + self.mlp(self.post_attention_layernorm(x))
         x = x + attended
         return x + self.mlp(self.post_attention_layernorm(x))
@@ -136,17 +136,18 @@ class GPTNeoX(nn.Module):
     def embed(self, tok):
         return self.gpt_neox.embed_in(tok)                                              # (B, T) -> (B, T, d)
 
-    def stack(self, x, pos=None, attend=causal, cache=None):
+    def stack(self, x, pos=None, attend=causal, cache=None, skip=0):
         """All layers and the final norm over embeddings x (B, N, d) at positions pos ((N,) or (B, N), default 0 .. N-1).
 
         attend(q, k, v) is the attention of every layer; a `cache` from `new_cache` replaces it and sets the positions.
+        The first `skip` rows are not wanted: of them the last layer makes keys and values only.
         """
         if pos is None:
             start = cache[0].length if cache else 0
             pos = torch.arange(start, start + x.shape[1], device=x.device)
         cos, sin = (table.to(x.dtype) for table in rotary(self.config, pos))
         for i, layer in enumerate(self.gpt_neox.layers):
-            x = layer(x, cos, sin, cache[i] if cache else attend)
+            x = layer(x, cos, sin, cache[i] if cache else attend, skip if i == len(self.gpt_neox.layers) - 1 else 0)
         return self.gpt_neox.final_layer_norm(x)
 
     def forward(self, tok, cache=None):
