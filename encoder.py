@@ -13,6 +13,7 @@ import torch.nn as nn
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+import checkpoint
 from data import END
 from model import GPTNeoX
 
@@ -101,7 +102,7 @@ class Encoder(nn.Module):
     def from_pretrained(cls, folder):
         """Loads from a run's folder (out/crafter) or from a checkpoint's encoder folder."""
         folder = Path(folder)
-        if not (folder / "projector.safetensors").exists(): folder = folder / "encoder"
+        if not (folder / "projector.safetensors").exists(): folder = checkpoint.latest(folder) / "encoder"
         with safe_open(folder / "projector.safetensors", "pt") as f:
             weights, window = {k: f.get_tensor(k) for k in f.keys()}, int(f.metadata()["window"])
         encoder = cls(GPTNeoX.from_pretrained(folder), len(weights["mean"]), window)

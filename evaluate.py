@@ -67,24 +67,28 @@ def captions(encoder, episodes, indexes, tokenizer, device, observations="true")
         token_accuracy=float(same[spoken].mean()), distinct=len({c.text for w in written for c in w}))
 
 
+@torch.no_grad()
 def forecasts(model, episodes, indexes, tokenizer, T, device, shuffled=False):
     """Mean loss in nats of the predictor per offset j = 1 .. K, (4, K): on silence, first tokens of captions, the rest, all but silence.
 
-    Runs on the true streams, in windows of T; shuffled gives it the hidden states of other windows.
+    Runs on the true streams, cut into windows of T; shuffled gives it the hidden states of other windows.
     """
-    total, count = torch.zeros(4, model.predictor.K), torch.zeros(4, model.predictor.K)
+    windows = []
     for i in indexes:
-        obs, tok = episodes.obs(i), torch.from_numpy(write_stream(episodes.captions(i), episodes.steps(i), tokenizer))
-        n = len(obs) // T
-        if n == 0: continue
-        obs, windows = obs[:n * T].view(n, T, -1).to(device), tok[:n * T].view(n, T).to(device)
-        prev = torch.cat((torch.tensor([END], device=device), windows[:-1, -1]))
-        loss, target, before, counted = model.ahead(obs, windows, prev, shuffled)       # each (n, S, K)
-        first = (target != SILENCE) & (before <= SILENCE)
-        kinds = [target == SILENCE, first, (target != SILENCE) & ~first, target != SILENCE]
-        for k, kind in enumerate(kinds):
-            total[k] += (loss * (kind & counted)).sum((0, 1)).cpu()
-            count[k] += (kind & counted).sum((0, 1)).cpu()
+        tok = torch.from_numpy(write_stream(episodes.captions(i), episodes.steps(i), tokenizer))
+        for a in range(0, len(tok) - T + 1, T):
+            windows.append((episodes.obs(i, a, a + T), tok[a:a + T], tok[a - 1] if a else torch.tensor(END)))
+    total, count = torch.zeros(4, model.predictor.K), torch.zeros(4, model.predictor.K)
+    for a in range(0, len(windows), 32):
+        obs, tok, prev = (torch.stack(x).to(device) for x in zip(*windows[a:a + 32], strict=True))
+        hidden = model.encoder(obs, tok, prev)
+        if shuffled: hidden = hidden.roll(len(hidden) // 2, 0)
+        loss, target, before, index = model.predict(hidden, tok, prev)                  # each (B, S, K)
+        spoken, exists = target != SILENCE, index < T
+        first = spoken & (before <= SILENCE)
+        for k, kind in enumerate((~spoken, first, spoken & ~first, spoken)):
+            total[k] += (loss * (kind & exists)).sum((0, 1)).cpu()
+            count[k] += (kind & exists).sum((0, 1)).cpu()
     return total / count.clamp(min=1)
 
 
@@ -128,3 +132,50 @@ def linear_probe(episodes, indexes, train, annotated, weight_decay=1e-3, steps=3
         best = [probe(((episodes.obs(i) - mean) / std).clamp(-5, 5)).argmax(-1).tolist() for i in indexes]
     return score([episodes.captions(i) for i in indexes],
                  [[Caption(t, t + 1, texts[b]) for t, b in enumerate(row) if b] for row in best])
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# the report at the end of a run
+
+
+def report(model, tokenizer, train, annotated, test, T, device):
+    """Captions, controls and baselines, and the predictor's losses, on all episodes of `test`."""
+    everything = range(len(test))
+    write = lambda observations: captions(model.encoder, test, everything, tokenizer, device, observations)
+    rows = {"encoder": write("true"), "observations shuffled": write("shuffled"), "observations zeroed": write("zeroed")}
+    if annotated:
+        rows |= {"linear probe": linear_probe(test, everything, train, annotated),
+                 "most frequent caption": most_frequent(test, everything, train, annotated)}
+    rows["perfect writer"] = perfect_writer(test, everything, tokenizer)
+    ahead = {name: forecasts(model, test, everything, tokenizer, T, device, name == "shuffled").tolist()
+             for name in ("true", "shuffled")}
+    return dict(captions=rows, forecasts=ahead)
+
+
+def show(results):
+    rows = results["captions"]
+    print(f"\n{'held-out test episodes':24}    F1  precision  recall  delay  tokens right  silence  entropy  distinct")
+    for name, row in rows.items():
+        print(f"{name:24} {row['f1']:5.3f}  {row['precision']:9.3f}  {row['recall']:6.3f}  {row['delay']:5.2f}", end="")
+        print(f"  {row['token_accuracy']:12.3f}  {row['silence']:7.3f}  {row['entropy']:7.2f}  {row['distinct']:8}" if "entropy" in row else "")
+    print(f"\n{'F1 by caption':24} {'count':>5}   " + "  ".join(f"{name:>12}" for name in ("encoder", "linear probe", "perfect")))
+    columns = [rows.get(name, {"kinds": {}})["kinds"] for name in ("encoder", "linear probe", "perfect writer")]
+    for text, (_, count) in rows["encoder"]["kinds"].items():
+        print(f"{text:24} {count:5}   " + "  ".join(f"{column[text][0]:12.2f}" if text in column else " " * 12 for column in columns))
+    kinds = "silence", "first of a caption", "the rest", "all but silence"
+    print(f"\n{'predictor, loss in nats':24} hidden    " + "".join(f"  j={j + 1:<3}" for j in range(len(results["forecasts"]["true"][0]))))
+    for k, kind in enumerate(kinds):
+        for name, losses in results["forecasts"].items():
+            print(f"{kind:24} {name:9} " + "".join(f" {x:6.3f}" for x in losses[k]))
+
+
+def beside(encoder, episodes, i, tokenizer, device):
+    """True and written captions of episode i in order of time, a line each."""
+    tok, prob = encoder.annotate(padded(episodes, [i], device))
+    tok, prob, true = tok[0].tolist(), prob[0].cpu(), episodes.captions(i)
+    written = read_stream(tok, tokenizer)
+    hits = {w: t for t, w in match(true, written)}
+    rows = [(t.start, t.text, "", None) for t in true if t not in hits.values()]
+    rows += [(w.start, hits[w].text if w in hits else "", w.text, prob[w.start:w.end].min().item()) for w in written]
+    return [f"step {start:4}  {said:22} | {text:22}" + (f" {sure:.2f}" if text else "")
+            for start, said, text, sure in sorted(rows, key=lambda row: row[0])]

@@ -40,7 +40,7 @@ class Config:
 
 
 def rotary(config, pos):
-    """Cosines and sines for positions pos, (N,) or (B, N) -> two of (1 or B, 1, N, rotary dims), float32 (Su et al. 2021, 2104.09864)."""
+    """Cosines and sines at positions pos, (N,) or (B, N) -> two of (1 or B, 1, N, rotary dims), float32 (Su et al. 2021, 2104.09864)."""
     dims = int(config.hidden_size // config.num_attention_heads * config.rotary_pct)
     freq = 1 / config.rotary_emb_base ** (torch.arange(0, dims, 2, device=pos.device).float() / dims)   # rounded as in transformers
     angle = pos[..., None].float() * freq

@@ -10,22 +10,21 @@ import copy
 import json
 import math
 import os
-import sys
-import time
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from safetensors import safe_open
+from safetensors.torch import save_file
 from tqdm import tqdm
 
 import checkpoint
 import evaluate
 from configurator import configure
-from data import END, SILENCE, Episodes, Tokenizer, Windows, choose_annotated, read_stream, spans
+from data import END, SILENCE, Episodes, Tokenizer, Windows, choose_annotated
 from encoder import Encoder
-from model import Config, GPTNeoX, causal
+from model import Config, GPTNeoX
 
 # data
 data = "data/crafter"                 # folder of a data set
@@ -109,19 +108,46 @@ class Predictor(nn.Module):
         return encoder.logits(hidden).softmax(-1) @ self.lm.gpt_neox.embed_in.weight
 
     def forward(self, tok, prev, message):
-        """Final hidden states of all blocks (B, S, K, d), their targets, the token before each, and which targets exist, (B, S, K)."""
-        (B, T), K = tok.shape, self.K
-        starts = torch.arange(0, T - 1, self.stride, device=tok.device)                 # (S,)
-        index = ahead_index(tok, starts, K, self.ahead)                                 # (B, S, K)
+        """Final hidden states of all blocks (B, S, K, d), their targets, the token before each, and the target's step, (B, S, K)."""
+        starts = torch.arange(0, tok.shape[1] - 1, self.stride, device=tok.device)      # (S,)
+        index = ahead_index(tok, starts, self.K, self.ahead)                            # (B, S, K)
         target = F.pad(tok, (0, 1), value=END).gather(1, index.flatten(1)).view_as(index)
         before = torch.cat((tok[:, starts, None], target[..., :-1]), -1)                # block (t, j) reads the token before its target
+        return self.decode(tok, prev, message, starts, before), target, before, index
+
+    def decode(self, tok, prev, message, starts, before):
+        """One pass over the main stream and the blocks whose input tokens are before (B, S, K)."""
+        T, K = tok.shape[1], before.shape[2]
         main = self.lm.embed(torch.cat((prev[:, None], tok[:, :-1]), 1)) + message      # (B, T, d)
         x = torch.cat((main, self.lm.embed(before).flatten(1, 2)), 1)                   # (B, T+SK, d)
         pos = torch.cat((torch.arange(T, device=tok.device), (starts[:, None] + torch.arange(1, K + 1, device=tok.device)).flatten()))
         mask = ahead_mask(T, starts, K, self.context)
         attend = lambda q, k, v: F.scaled_dot_product_attention(q, k, v, mask)
-        out = self.lm.stack(x, pos, attend)[:, T:].unflatten(1, (-1, K))                # (B, S, K, d)
-        return out, target, before, index
+        return self.lm.stack(x, pos, attend)[:, T:].unflatten(1, (-1, K))               # (B, S, K, d)
+
+    @torch.no_grad()
+    def forecast(self, tok, prev, message, starts):
+        """The likeliest next K tokens from each start, decoded one after another, and their probabilities, (B, S, K)."""
+        before, probs = tok[:, starts, None], []                                        # (B, S, 1)
+        for j in range(self.K):
+            prob, chosen = self.lm.embed_out(self.decode(tok, prev, message, starts, before)[:, :, j]).float().softmax(-1).max(-1)
+            before = torch.cat((before, chosen[..., None]), -1)
+            probs.append(prob)
+        return before[..., 1:], torch.stack(probs, -1)
+
+    def save_pretrained(self, folder):
+        """config.json and model.safetensors as Pythia's, and condition.safetensors beside them."""
+        self.lm.save_pretrained(folder)
+        kept = dict(K=self.K, ahead=self.ahead, context=self.context, through=self.through, stride=self.stride)
+        save_file(self.condition.state_dict(), Path(folder) / "condition.safetensors", {"predictor": json.dumps(kept)})
+
+    @classmethod
+    def from_pretrained(cls, folder):
+        with safe_open(Path(folder) / "condition.safetensors", "pt") as f:
+            weight, kept = f.get_tensor("weight"), json.loads(f.metadata()["predictor"])
+        predictor = cls(GPTNeoX.from_pretrained(folder), weight.shape[1], **kept)
+        predictor.condition.weight.data.copy_(weight)
+        return predictor
 
 
 class Grounding(nn.Module):
@@ -194,53 +220,77 @@ def default_data():
         crafter_play.make(data)
 
 
+def build(tokenizer, episodes):
+    """The encoder and predictor of this configuration, standardised to the training episodes."""
+    shape = Config(tokenizer.vocab_size, hidden_size, num_hidden_layers, num_attention_heads)
+    encoder = Encoder(GPTNeoX(shape), episodes.meta["obs_dim"], T)
+    standardise(encoder.projector, episodes)
+    predictor = Predictor(GPTNeoX(shape), hidden_size, K, ahead, context, through, ahead_stride)
+    predictor.condition.requires_grad_(condition)
+    return Grounding(encoder, predictor)
+
+
+def adamw(model):
+    matrices, vectors = [p for p in model.parameters() if p.dim() >= 2], [p for p in model.parameters() if p.dim() < 2]
+    groups = [dict(params=matrices), dict(params=vectors, weight_decay=0.0)]
+    return torch.optim.AdamW(groups, lr, betas=(0.9, 0.95), weight_decay=weight_decay)
+
+
+def pick_device():
+    if device != "auto": return device
+    return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+
+
 def main(config):
+    print(json.dumps(config))
     torch.manual_seed(seed)
-    where = device if device != "auto" else "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    where = pick_device()
     cast = torch.autocast(where, torch.bfloat16, enabled=where == "cuda")
     default_data()
     train, val, test = (Episodes(data, split) for split in ("train", "val", "test"))
     annotated = choose_annotated(len(train), n_annotated, seed)
     tokenizer = Tokenizer.from_captions([c.text for i in annotated for c in train.captions(i)])
     windows = Windows(train, annotated, tokenizer, T, annotated_fraction, drop, seed)
-
-    shape = Config(tokenizer.vocab_size, hidden_size, num_hidden_layers, num_attention_heads)
-    encoder = Encoder(GPTNeoX(shape), train.meta["obs_dim"], T)
-    standardise(encoder.projector, train)
-    predictor = Predictor(GPTNeoX(shape), hidden_size, K, ahead, context, through, ahead_stride)
-    predictor.condition.requires_grad_(condition)
-    model = Grounding(encoder, predictor).to(where)
+    model = build(tokenizer, train).to(where)
     target = copy.deepcopy(model.encoder).requires_grad_(False)
-    run = torch.compile(model) if compile else model
-    matrices = [p for p in model.parameters() if p.dim() >= 2]
-    vectors = [p for p in model.parameters() if p.dim() < 2]
-    optimizer = torch.optim.AdamW([dict(params=matrices), dict(params=vectors, weight_decay=0.0)], lr, (0.9, 0.95), weight_decay=weight_decay)
-    print(f"{len(annotated)} of {len(train)} training episodes annotated, {tokenizer.vocab_size} tokens, "
-          f"{sum(p.numel() for p in encoder.parameters()) / 1e6:.2f}M + {sum(p.numel() for p in predictor.parameters()) / 1e6:.2f}M parameters, {where}")
+    optimizer, run = adamw(model), torch.compile(model) if compile else model
+    print(f"{len(annotated)} of {len(train)} training episodes annotated, {tokenizer.vocab_size} tokens, on {where}, parameters: "
+          f"encoder {sum(p.numel() for p in model.encoder.parameters()):,}, predictor {sum(p.numel() for p in model.predictor.parameters()):,}")
+    Path(out_dir).mkdir(parents=True, exist_ok=True)
+    log = open(Path(out_dir) / "log.jsonl", "w")
 
-    progress = tqdm(range(max_iters), disable=not sys.stderr.isatty())
+    progress = tqdm(range(max_iters), desc="training")
     for step in progress:
         batch = windows.batch(step, range(batch_size)).to(where)
-        tok, prob = batch.tok, torch.zeros_like(batch.noise).float()
+        tok, good = batch.tok, torch.zeros_like(batch.known)
         if step >= write_from:
             with cast: tok, prob = target.annotate(batch.obs, batch.tok, batch.known, batch.prev, batch.noise)
-        good = accepted(tok, prob, batch.known, accept)
-        for group in optimizer.param_groups: group["lr"] = learning_rate(step)
+            good = accepted(tok, prob, batch.known, accept) & batch.inside
+
         with cast: sums, counts = run(batch, tok, batch.known | good)
         loss_ground, loss_predict = sums / counts.clamp(min=1)
-        loss = loss_ground + predict_weight * loss_predict
+        for group in optimizer.param_groups: group["lr"] = learning_rate(step)
         optimizer.zero_grad()
-        loss.backward()
+        (loss_ground + predict_weight * loss_predict).backward()
         norm = nn.utils.clip_grad_norm_(model.parameters(), grad_clip)
         optimizer.step()
         follow(target, model.encoder, min(ema, (1 + step) / (10 + step)))
-        progress.set_postfix(ground=loss_ground.item(), predict=loss_predict.item())
-        if (step + 1) % eval_interval == 0:
-            found = evaluate.captions(model.encoder, val, range(min(eval_episodes, len(val))), tokenizer, where)
-            slow = evaluate.captions(target, val, range(min(eval_episodes, len(val))), tokenizer, where)
-            progress.write(f"step {step + 1}: ground {loss_ground.item():.3f}, predict {loss_predict.item():.3f}, norm {norm:.2f}, "
-                           f"F1 {found['f1']:.3f} ({found['precision']:.2f}/{found['recall']:.2f}), target {slow['f1']:.3f} ({slow['precision']:.2f}/{slow['recall']:.2f}), entropy {found['entropy']:.2f}, "
-                           f"silence {found['silence']:.2f}, distinct {found['distinct']}")
+
+        if (step + 1) % 10 == 0: progress.set_postfix(ground=f"{loss_ground:.3f}", predict=f"{loss_predict:.3f}")
+        if (step + 1) % eval_interval and step + 1 < max_iters: continue
+        found = evaluate.captions(model.encoder, val, range(min(eval_episodes, len(val))), tokenizer, where)
+        line = dict(step=step + 1, ground=loss_ground.item(), predict=loss_predict.item(), norm=norm.item(), accepted=int(good.sum()),
+                    **{k: v for k, v in found.items() if k != "kinds"})
+        log.write(json.dumps(line) + "\n")
+        log.flush()
+        progress.write("  ".join(f"{k} {v:.3f}" if isinstance(v, float) else f"{k} {v}" for k, v in line.items()))
+        checkpoint.save(out_dir, step + 1, model, target, tokenizer, config)
+
+    results = evaluate.report(model, tokenizer, train, annotated, test, T, where)
+    (Path(out_dir) / "results.json").write_text(json.dumps(results, indent=2))
+    evaluate.show(results)
+    print(f"\nAn episode it never saw (more: python sample.py --out_dir={out_dir}):")
+    for line in evaluate.beside(model.encoder, test, 0, tokenizer, where)[:12]: print(line)
 
 
 if __name__ == "__main__":
