@@ -198,7 +198,7 @@ class GPTNeoX(nn.Module):
         for name in {"gpt_neox.embed_in.weight"} & stored.keys(): config.vocab_size = stored[name].shape[0]   # the weights know best
         with torch.device("meta"): model = cls(config)
         pythia.check(stored, model, folder)
-        model.load_state_dict({name: pythia.read(s, dtype) for name, s in stored.items()}, strict=False, assign=True)
+        model.load_state_dict(pythia.read(stored, dtype), strict=False, assign=True)
         if config.tie_word_embeddings: model.tie()
         if tied and torch.equal(model.embed_out.weight, model.gpt_neox.embed_in.weight): model.tie()
         return model

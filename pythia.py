@@ -163,16 +163,20 @@ def check(stored, model, folder):
         if name not in wanted: raise ValueError(f"{s.file}: tensor {name} is unknown to GPT-NeoX as config.json describes it")
 
 
-def read(stored, dtype, chunk=2 ** 20):
-    """One tensor in the dtype asked for, read `chunk` elements at a time: the pages of a mapped file would count as memory."""
-    if stored.tensor is not None: return stored.tensor.to(dtype, copy=True)
-    out = torch.empty(stored.shape, dtype=dtype)
-    buffer = torch.empty(min(chunk, out.numel()), dtype=stored.dtype)
+def read(stored, dtype, chunk=2 ** 22):
+    """name -> tensor in the dtype asked for, `chunk` bytes at a time: the pages of a mapped file would count as memory."""
+    buffer = torch.empty(chunk, dtype=torch.uint8)
+    return {name: s.tensor.to(dtype, copy=True) if s.tensor is not None else read_tensor(s, dtype, buffer) for name, s in stored.items()}
+
+
+def read_tensor(stored, dtype, buffer):
+    out, size = torch.empty(stored.shape, dtype=dtype), stored.dtype.itemsize
     with open(stored.file, "rb") as f:
         f.seek(stored.start)
-        for part in out.view(-1).split(chunk):
-            f.readinto(buffer[:len(part)].view(torch.uint8).numpy())
-            part.copy_(buffer[:len(part)])
+        for part in out.view(-1).split(len(buffer) // size):
+            read = buffer[:len(part) * size]
+            f.readinto(read.numpy())
+            part.copy_(read.view(stored.dtype))
     return out
 
 
