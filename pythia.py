@@ -163,8 +163,9 @@ def check(stored, model, folder):
         if name not in wanted: raise ValueError(f"{s.file}: tensor {name} is unknown to GPT-NeoX as config.json describes it")
 
 
-def read(stored, dtype, chunk=2 ** 22):
-    """name -> tensor in the dtype asked for, `chunk` bytes at a time: the pages of a mapped file would count as memory."""
+def read(stored, dtype, chunk=2 ** 16):
+    """name -> tensor in the dtype asked for. Reads `chunk` bytes at a time: the pages of a mapped file would count as memory, and
+    larger pieces leave the cache and wake other threads for nothing."""
     buffer = torch.empty(chunk, dtype=torch.uint8)
     return {name: s.tensor.to(dtype, copy=True) if s.tensor is not None else read_tensor(s, dtype, buffer) for name, s in stored.items()}
 
