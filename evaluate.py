@@ -147,6 +147,7 @@ def report(model, tokenizer, train, annotated, test, T, device):
         rows |= {"linear probe": linear_probe(test, everything, train, annotated),
                  "most frequent caption": most_frequent(test, everything, train, annotated)}
     rows["perfect writer"] = perfect_writer(test, everything, tokenizer)
+    if not model.predicts: return dict(captions=rows, forecasts={})
     ahead = {name: forecasts(model, test, everything, tokenizer, T, device, name == "shuffled").tolist()
              for name in ("true", "shuffled")}
     return dict(captions=rows, forecasts=ahead)
@@ -156,12 +157,14 @@ def show(results):
     rows = results["captions"]
     print(f"\n{'held-out test episodes':24}    F1  precision  recall  delay  tokens right  silence  entropy  distinct")
     for name, row in rows.items():
-        print(f"{name:24} {row['f1']:5.3f}  {row['precision']:9.3f}  {row['recall']:6.3f}  {row['delay']:5.2f}", end="")
-        print(f"  {row['token_accuracy']:12.3f}  {row['silence']:7.3f}  {row['entropy']:7.2f}  {row['distinct']:8}" if "entropy" in row else "")
+        line = f"{name:24} {row['f1']:5.3f}  {row['precision']:9.3f}  {row['recall']:6.3f}  {row['delay']:5.2f}"
+        if "entropy" in row: line += f"  {row['token_accuracy']:12.3f}  {row['silence']:7.3f}  {row['entropy']:7.2f}  {row['distinct']:8}"
+        print(line)
     print(f"\n{'F1 by caption':24} {'count':>5}   " + "  ".join(f"{name:>12}" for name in ("encoder", "linear probe", "perfect")))
     columns = [rows.get(name, {"kinds": {}})["kinds"] for name in ("encoder", "linear probe", "perfect writer")]
     for text, (_, count) in rows["encoder"]["kinds"].items():
         print(f"{text:24} {count:5}   " + "  ".join(f"{column[text][0]:12.2f}" if text in column else " " * 12 for column in columns))
+    if not results["forecasts"]: return
     kinds = "silence", "first of a caption", "the rest", "all but silence"
     print(f"\n{'predictor, loss in nats':24} hidden    " + "".join(f"  j={j + 1:<3}" for j in range(len(results["forecasts"]["true"][0]))))
     for k, kind in enumerate(kinds):
@@ -169,13 +172,9 @@ def show(results):
             print(f"{kind:24} {name:9} " + "".join(f" {x:6.3f}" for x in losses[k]))
 
 
-def beside(encoder, episodes, i, tokenizer, device):
-    """True and written captions of episode i in order of time, a line each."""
-    tok, prob = encoder.annotate(padded(episodes, [i], device))
-    tok, prob, true = tok[0].tolist(), prob[0].cpu(), episodes.captions(i)
-    written = read_stream(tok, tokenizer)
+def beside(true, written, prob):
+    """True and written captions in order of time: (step, true text, written text, probability of the least sure token or None)."""
     hits = {w: t for t, w in match(true, written)}
     rows = [(t.start, t.text, "", None) for t in true if t not in hits.values()]
     rows += [(w.start, hits[w].text if w in hits else "", w.text, prob[w.start:w.end].min().item()) for w in written]
-    return [f"step {start:4}  {said:22} | {text:22}" + (f" {sure:.2f}" if text else "")
-            for start, said, text, sure in sorted(rows, key=lambda row: row[0])]
+    return sorted(rows, key=lambda row: row[0])

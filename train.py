@@ -21,8 +21,8 @@ from tqdm import tqdm
 
 import checkpoint
 import evaluate
-from configurator import configure
-from data import END, SILENCE, Episodes, Tokenizer, Windows, choose_annotated
+from configurator import configure, stop
+from data import END, SILENCE, Episodes, Tokenizer, Windows, choose_annotated, read_stream
 from encoder import Encoder
 from model import Config, GPTNeoX
 
@@ -45,13 +45,17 @@ ahead = "steps"                       # what is next: 'steps' (silence included)
 context = "all"                       # main-stream steps a block sees: 'all' up to its own | 0: its own only
 through = "hidden"                    # what carries the message: 'hidden' state | 'text', the expected word embedding
 condition = True                      # False: the predictor never hears from the encoder (a control)
-predict_weight = 0.5                  # of loss_predict beside loss_ground
+predict_weight = 0.5                  # of loss_predict beside loss_ground; 0: no predictor
+cut = False                           # True: no gradient from predictor to encoder (a control)
 # the text of unannotated steps
 ema = 0.99                            # decay of the target encoder, per step
+teacher = None                        # folder of a run whose encoder is the target, and stays as it is
 write_from = 200                      # step from which the target writes
 accept = 0.7                          # a written caption counts if each of its tokens had at least this probability
+accept_unit = "caption"               # accept whole 'caption's | single 'token's, as classic pseudo-labelling does
+self_weight = 0.0                     # of loss_self, the encoder on what was accepted
 # optimisation
-max_iters = 800                       # steps
+max_iters = 1000                      # steps
 warmup = 50                           # steps of linear warm-up; then cosine to a tenth
 lr = 1e-3                             # peak learning rate
 weight_decay = 0.1                    # of matrices
@@ -153,18 +157,23 @@ class Predictor(nn.Module):
 class Grounding(nn.Module):
     """Encoder and predictor in one module whose forward returns the sums of the losses and their counts."""
 
-    def __init__(self, encoder, predictor):
+    def __init__(self, encoder, predictor, cut=False, predicts=True):
+        """cut: no gradient from predictor to encoder; predicts False: the predictor is left out."""
         super().__init__()
-        self.encoder, self.predictor = encoder, predictor
+        self.encoder, self.predictor, self.cut, self.predicts = encoder, predictor, cut, predicts
+        predictor.requires_grad_(predicts)
 
-    def forward(self, batch, tok, counted):
-        """tok (B, T) is the full stream, counted (B, T) the steps whose token is known, or self-written and accepted."""
+    def forward(self, batch, tok, good):
+        """Sums and counts of loss_ground, loss_predict, loss_self. tok (B, T) is the full stream, good (B, T) what was accepted of it."""
         hidden = self.encoder(batch.obs, tok, batch.prev, batch.keep)                   # (B, T, d)
-        grounded = batch.known & batch.inside
-        ground = F.cross_entropy(self.encoder.logits(hidden[grounded]).float(), tok[grounded], reduction="sum")
-        loss, _, _, index = self.predict(hidden, tok, batch.prev)
-        weight = F.pad(counted & batch.inside, (0, 1)).gather(1, index.flatten(1)).view_as(index)
-        return torch.stack((ground, (loss * weight).sum())), torch.stack((grounded.sum(), weight.sum()))
+        known, good = batch.known & batch.inside, good & batch.inside
+        spoken = F.cross_entropy(self.encoder.logits(hidden).flatten(0, 1).float(), tok.flatten(), reduction="none").view_as(tok)
+        sums, counts = [(spoken * known).sum(), 0 * hidden.sum(), (spoken * good).sum()], [known.sum(), known.sum(), good.sum()]
+        if self.predicts:
+            loss, _, _, index = self.predict(hidden.detach() if self.cut else hidden, tok, batch.prev)
+            weight = F.pad(known | good, (0, 1)).gather(1, index.flatten(1)).view_as(index)
+            sums[1], counts[1] = (loss * weight).sum(), weight.sum()
+        return torch.stack(sums), torch.stack(counts)
 
     def predict(self, hidden, tok, prev):
         """Loss of every block token, its target, the token before it, and its step (T where there is none), each (B, S, K)."""
@@ -177,19 +186,22 @@ class Grounding(nn.Module):
 # the text of unannotated steps
 
 
-def accepted(tok, prob, known, threshold):
+def accepted(tok, prob, known, threshold, unit="caption"):
     """Which self-written steps may be targets, (B, T) bool: silence, and captions accepted as a whole.
 
     A caption counts if each of its tokens had at least `threshold` probability, it came to its END, and no known token cut in.
+    unit 'token' looks at each token alone (Lee 2013, pseudo-labels).
     """
+    if unit == "token": return ~known & (prob >= threshold)
     before = F.pad(tok[:, :-1], (1, 0), value=END)
-    starts = (tok > SILENCE) & (before <= SILENCE)
-    caption = starts.cumsum(1)                                                          # (B, T) the number of the caption a step is in
+    ends = (tok == END) & (before > SILENCE)                                            # an END after nothing belongs to no caption
+    spoken = (tok > SILENCE) | ends
+    caption = ((tok > SILENCE) & (before <= SILENCE)).cumsum(1)                         # (B, T) the number of the caption a step is in
     per_caption = lambda x, how: torch.zeros_like(prob).scatter_reduce(1, caption, x.float(), how, include_self=False).gather(1, caption)
-    spoken = tok != SILENCE
     least = per_caption(prob.masked_fill(~spoken, 1), "amin")
-    whole = (per_caption(tok == END, "sum") == 1) & (per_caption(known & spoken, "amax") == 0)
-    return ~known & torch.where(spoken, (caption > 0) & whole & (least >= threshold), prob >= threshold)
+    whole = (per_caption(ends, "amax") > 0) & (per_caption(known & spoken, "amax") == 0)
+    sure = torch.where(spoken, whole & (least >= threshold), (tok == SILENCE) & (prob >= threshold))
+    return sure & ~known
 
 
 @torch.no_grad()
@@ -226,8 +238,9 @@ def build(tokenizer, episodes):
     encoder = Encoder(GPTNeoX(shape), episodes.meta["obs_dim"], T)
     standardise(encoder.projector, episodes)
     predictor = Predictor(GPTNeoX(shape), hidden_size, K, ahead, context, through, ahead_stride)
-    predictor.condition.requires_grad_(condition)
-    return Grounding(encoder, predictor)
+    model = Grounding(encoder, predictor, cut, predicts=predict_weight > 0)
+    if not condition: predictor.condition.requires_grad_(False)
+    return model
 
 
 def adamw(model):
@@ -236,7 +249,7 @@ def adamw(model):
     return torch.optim.AdamW(groups, lr, betas=(0.9, 0.95), weight_decay=weight_decay)
 
 
-def pick_device():
+def pick_device(device):
     if device != "auto": return device
     return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
 
@@ -244,18 +257,20 @@ def pick_device():
 def main(config):
     print(json.dumps(config))
     torch.manual_seed(seed)
-    where = pick_device()
+    where = pick_device(device)
     cast = torch.autocast(where, torch.bfloat16, enabled=where == "cuda")
     default_data()
-    train, val, test = (Episodes(data, split) for split in ("train", "val", "test"))
+    try: train, val, test = (Episodes(data, split) for split in ("train", "val", "test"))
+    except (FileNotFoundError, ValueError) as error: stop(str(error))
     annotated = choose_annotated(len(train), n_annotated, seed)
     tokenizer = Tokenizer.from_captions([c.text for i in annotated for c in train.captions(i)])
     windows = Windows(train, annotated, tokenizer, T, annotated_fraction, drop, seed)
     model = build(tokenizer, train).to(where)
-    target = copy.deepcopy(model.encoder).requires_grad_(False)
+    target = (Encoder.from_pretrained(teacher).to(where) if teacher else copy.deepcopy(model.encoder)).requires_grad_(False)
     optimizer, run = adamw(model), torch.compile(model) if compile else model
-    print(f"{len(annotated)} of {len(train)} training episodes annotated, {tokenizer.vocab_size} tokens, on {where}, parameters: "
-          f"encoder {sum(p.numel() for p in model.encoder.parameters()):,}, predictor {sum(p.numel() for p in model.predictor.parameters()):,}")
+    size = lambda part: f"{sum(p.numel() for p in part.parameters()):,} parameters"
+    print(f"{len(annotated)} of {len(train)} training episodes annotated, {tokenizer.vocab_size} tokens, on {where}; "
+          f"encoder {size(model.encoder)}, predictor {size(model.predictor)}")
     Path(out_dir).mkdir(parents=True, exist_ok=True)
     log = open(Path(out_dir) / "log.jsonl", "w")
 
@@ -265,16 +280,16 @@ def main(config):
         tok, good = batch.tok, torch.zeros_like(batch.known)
         if step >= write_from:
             with cast: tok, prob = target.annotate(batch.obs, batch.tok, batch.known, batch.prev, batch.noise)
-            good = accepted(tok, prob, batch.known, accept) & batch.inside
+            good = accepted(tok, prob, batch.known, accept, accept_unit)
 
-        with cast: sums, counts = run(batch, tok, batch.known | good)
-        loss_ground, loss_predict = sums / counts.clamp(min=1)
+        with cast: sums, counts = run(batch, tok, good)
+        loss_ground, loss_predict, loss_self = sums / counts.clamp(min=1)
         for group in optimizer.param_groups: group["lr"] = learning_rate(step)
         optimizer.zero_grad()
-        (loss_ground + predict_weight * loss_predict).backward()
+        (loss_ground + predict_weight * loss_predict + self_weight * loss_self).backward()
         norm = nn.utils.clip_grad_norm_(model.parameters(), grad_clip)
         optimizer.step()
-        follow(target, model.encoder, min(ema, (1 + step) / (10 + step)))
+        if not teacher: follow(target, model.encoder, min(ema, (1 + step) / (10 + step)))
 
         if (step + 1) % 10 == 0: progress.set_postfix(ground=f"{loss_ground:.3f}", predict=f"{loss_predict:.3f}")
         if (step + 1) % eval_interval and step + 1 < max_iters: continue
@@ -290,7 +305,9 @@ def main(config):
     (Path(out_dir) / "results.json").write_text(json.dumps(results, indent=2))
     evaluate.show(results)
     print(f"\nAn episode it never saw (more: python sample.py --out_dir={out_dir}):")
-    for line in evaluate.beside(model.encoder, test, 0, tokenizer, where)[:12]: print(line)
+    tok, prob = model.encoder.annotate(evaluate.padded(test, [0], where))
+    for start, true, written, sure in evaluate.beside(test.captions(0), read_stream(tok[0], tokenizer), prob[0].cpu())[:12]:
+        print(f"{start:5}  {true:22}  {written:22}" + (f"  {sure:.2f}" if written else ""))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,66 @@
+import torch
+
+from data import END
+from encoder import Encoder
+
+
+def stream(encoder, B=3, N=8):
+    obs = torch.randn(B, N, 5, dtype=torch.float64)
+    return obs, torch.randint(31, (B, N)), torch.rand(B, N) < 0.4
+
+
+def test_decoding_step_by_step_equals_the_teacher_forced_pass(encoder):
+    obs, _, _ = stream(encoder)
+    tok, prob = encoder.annotate(obs)
+    p = encoder.logits(encoder(obs, tok, torch.full((3,), END))).softmax(-1)
+    assert torch.equal(tok, p.argmax(-1))
+    torch.testing.assert_close(prob, p.gather(-1, tok[..., None])[..., 0].float())
+
+
+def test_known_tokens_are_kept_and_heard(encoder):
+    obs, forced, known = stream(encoder)
+    tok, _ = encoder.annotate(obs, forced, known)
+    free, _ = encoder.annotate(obs)
+    assert torch.equal(tok[known], forced[known])
+    assert not torch.equal(tok[~known], free[~known])
+
+
+def test_noise_draws_from_the_distribution(encoder):
+    obs = torch.randn(1, 1, 5, dtype=torch.float64)
+    p = encoder.logits(encoder(obs, torch.zeros(1, 1, dtype=torch.int64), torch.tensor([END])))[0, 0].softmax(-1)
+    u = (torch.arange(20000, dtype=torch.float64)[:, None] + 0.5) / 20000
+    tok, _ = encoder.annotate(obs.expand(20000, 1, 5), noise=u)
+    torch.testing.assert_close(torch.bincount(tok[:, 0], minlength=31) / 20000, p.float(), atol=1e-4, rtol=0)
+
+
+def test_an_episode_longer_than_the_window_is_written_in_windows_primed_with_their_first_half(encoder):
+    obs = torch.randn(2, 21, 5, dtype=torch.float64)
+    tok, prob = encoder.annotate(obs)
+    for start in range(4, 17, 4):
+        hidden = encoder(obs[:, start:start + 8], tok[:, start:start + 8], tok[:, start - 1])
+        p = encoder.logits(hidden).softmax(-1)[:, 4:]
+        assert torch.equal(tok[:, start + 4:start + 8], p.argmax(-1))
+
+
+def test_no_step_sees_a_later_observation(encoder):
+    obs, tok, _ = stream(encoder)
+    prev = torch.zeros(3, dtype=torch.int64)
+    changed = obs.clone()
+    changed[:, 5] += 1
+    before, after = encoder(obs, tok, prev), encoder(changed, tok, prev)
+    assert torch.equal(before[:, :5], after[:, :5])
+    assert (before[:, 5:] != after[:, 5:]).any(-1).all()
+
+
+def test_a_pretrained_encoder_starts_as_the_plain_language_model(tiny):
+    encoder = Encoder(tiny, 5, 8, pretrained=True).double()
+    tok = torch.randint(31, (2, 8))
+    hidden = encoder(torch.randn(2, 8, 5, dtype=torch.float64), tok, torch.full((2,), END))
+    torch.testing.assert_close(encoder.logits(hidden)[:, 1:], tiny(torch.cat((torch.full((2, 1), END), tok[:, :-1]), 1))[:, 1:])
+
+
+def test_a_saved_encoder_writes_the_same(encoder, tmp_path):
+    encoder.float().save_pretrained(tmp_path / "encoder")
+    obs = torch.randn(2, 12, 5)
+    again = Encoder.from_pretrained(tmp_path / "encoder")
+    for ours, theirs in zip(encoder.annotate(obs), again.annotate(obs), strict=True): assert torch.equal(ours, theirs)
