@@ -31,6 +31,7 @@ from data import Caption, Episode, shard_path, write_meta, write_shard  # noqa: 
 
 PER_SHARD = 10                            # episodes, the unit of work
 MERGE = 8                                 # steps within which the same event is the same caption
+HEAD_START = 150                          # steps
 VIEW = np.array([9, 7])
 CREATURES = [objects.Player, objects.Cow, objects.Zombie, objects.Skeleton, objects.Arrow, objects.Plant]
 MOVES = {(-1, 0): "move_left", (1, 0): "move_right", (0, -1): "move_up", (0, 1): "move_down"}
@@ -179,10 +180,12 @@ def events_to_captions(events):
 
 
 def play(seed, steps, area, pictures=False):
-    """One episode: a world from `seed`, at most `steps` steps (fewer if the player dies)."""
+    """One episode: a world from `seed`, at most `steps` steps (fewer if the player dies), begun up to HEAD_START steps into the game."""
     env, rng = World(area=(area, area), seed=seed, length=0), np.random.default_rng(seed)
     env.reset()
     player = Player(env, rng)
+    for _ in range(rng.integers(HEAD_START)):                       # else every episode opens alike, and the clock alone tells captions
+        if env._player.health > 4: env.step(constants.actions.index(player.act()))
     obs, frames, events = [], [], []
     for step in range(steps):
         before, counts = dict(env._player.inventory), dict(env._player.achievements)
