@@ -178,7 +178,8 @@ class Grounding(nn.Module):
         (ground, _), (own, _) = (cross_entropy(hidden, self.encoder.lm.embed_out.weight, tok, rows) for rows in (known, good))
         predict, weight = 0 * ground, known
         if self.predicts:
-            out, target, _, index = self.predictor(tok, batch.prev, self.predictor.message(hidden.detach() if self.cut else hidden, self.encoder))
+            message = self.predictor.message(hidden.detach() if self.cut else hidden, self.encoder)
+            out, target, _, index = self.predictor(tok, batch.prev, message)
             weight = F.pad(known | good, (0, 1)).gather(1, index.flatten(1)).view_as(index)
             predict, _ = cross_entropy(out, self.predictor.lm.embed_out.weight, target, weight)
         return torch.stack((ground, predict, own)), torch.stack((known.sum(), weight.sum(), good.sum()))
