@@ -132,7 +132,7 @@ def predictor(B, T, K):
     ours = Predictor(GPTNeoX(config), d, K).to(args.device)
     theirs = GPTNeoXForCausalLM(GPTNeoXConfig(hidden_size=d, num_hidden_layers=layers, num_attention_heads=H, intermediate_size=4 * d,
                                               vocab_size=50304, attn_implementation="sdpa")).to(args.device)
-    theirs.load_state_dict(ours.lm.state_dict())
+    theirs.load_state_dict({name.replace("embed_out", "lm_head"): p for name, p in ours.lm.state_dict().items()})
     tok, prev = torch.randint(2, 50304, (B, T), device=args.device), torch.zeros(B, dtype=torch.int64, device=args.device)
     message, starts = torch.randn(B, T, d, device=args.device) * 0.02, torch.arange(0, T - 1, device=args.device)
     with torch.no_grad(): _, target, before, index = ours(tok, prev, message)
