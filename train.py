@@ -81,8 +81,8 @@ def ahead_mask(T, starts, K, context="all"):
     t = torch.cat((step, starts.repeat_interleave(K)))                                  # the step a row starts from
     j = torch.cat((torch.zeros_like(step), torch.arange(1, K + 1, device=starts.device).repeat(S)))   # its offset, 0 in the main stream
     main = (t[:, None] >= step) if context == "all" else (t[:, None] == step)          # up to and with step t, or t alone: (T+SK, T)
-    same_block = (t[:, None] == t[None, T:]) & (j[:, None] > 0)                         # (T+SK, SK)
-    return torch.cat((main, same_block & (j[:, None] >= j[None, T:])), 1)               # a block sees itself, causally
+    own = (t[:, None] == t[None, T:]) & (j[:, None] >= j[None, T:])                     # a block sees itself, causally: (T+SK, SK)
+    return torch.cat((main, own), 1)
 
 
 def ahead_index(tok, starts, K, ahead):
@@ -165,22 +165,20 @@ class Predictor(nn.Module):
 class Grounding(nn.Module):
     """Encoder and predictor in one module whose forward returns the sums of the losses and their counts."""
 
-    def __init__(self, encoder, predictor, cut=False, predicts=True, self_labels=False):
-        """cut: no gradient from predictor to encoder; predicts: with loss_predict; self_labels: with loss_self."""
+    def __init__(self, encoder, predictor, cut=False, predicts=True):
+        """cut: no gradient from predictor to encoder; predicts False: the predictor is left out."""
         super().__init__()
-        self.encoder, self.predictor, self.cut, self.predicts, self.self_labels = encoder, predictor, cut, predicts, self_labels
+        self.encoder, self.predictor, self.cut, self.predicts = encoder, predictor, cut, predicts
         predictor.requires_grad_(predicts)
 
     def forward(self, batch, tok, good):
         """Sums and counts of loss_ground, loss_predict, loss_self. tok (B, T) is the full stream, good (B, T) what was accepted of it."""
         hidden = self.encoder(batch.obs, tok, batch.prev, batch.keep)                   # (B, T, d)
         known, good = batch.known & batch.inside, good & batch.inside
-        speak = self.encoder.lm.embed_out.weight
-        nothing = 0 * hidden.sum(), known.sum()
-        ground = cross_entropy(hidden, speak, tok, known)[0], known.sum()
-        itself = (cross_entropy(hidden, speak, tok, good)[0], good.sum()) if self.self_labels else nothing
-        predict = self.predict(hidden.detach() if self.cut else hidden, tok, batch.prev, known | good)[:2] if self.predicts else nothing
-        return tuple(map(torch.stack, zip(ground, predict, itself, strict=True)))
+        ground, itself = (cross_entropy(hidden, self.encoder.lm.embed_out.weight, tok, rows)[0] for rows in (known, good))
+        predict, targets = 0 * ground, known.sum()
+        if self.predicts: predict, targets = self.predict(hidden.detach() if self.cut else hidden, tok, batch.prev, known | good)[:2]
+        return torch.stack((ground, predict, itself)), torch.stack((known.sum(), targets, good.sum()))
 
     def predict(self, hidden, tok, prev, counted):
         """Sum of the predictor's losses on targets at counted steps (B, T), their number, and of each block token, (B, S, K): its loss,
@@ -247,7 +245,7 @@ def build(tokenizer, episodes):
     encoder = Encoder(GPTNeoX(shape), episodes.meta["obs_dim"], T)
     standardise(encoder.projector, episodes)
     predictor = Predictor(GPTNeoX(shape), hidden_size, K, ahead, context, through, ahead_stride, attention)
-    model = Grounding(encoder, predictor, cut, predicts=predict_weight > 0, self_labels=self_weight > 0)
+    model = Grounding(encoder, predictor, cut, predicts=predict_weight > 0)
     if not condition: predictor.condition.requires_grad_(False)
     return model
 
