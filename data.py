@@ -9,6 +9,7 @@ import json
 import re
 import sys
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -156,6 +157,9 @@ class Batch(NamedTuple):
     def to(self, device):
         return Batch(*(x.to(device, non_blocking=True) for x in self))
 
+    def part(self, a, b):
+        return Batch(*(x[a:b] for x in self))
+
 
 class Windows:
     """The windows of T steps that training reads. Window n of step s is a pure function of (seed, s, n)."""
@@ -187,6 +191,15 @@ class Windows:
         noise = torch.from_numpy(rng.random(self.T))
         keep = torch.from_numpy(rng.random(obs.shape[1], dtype=np.float32) >= self.drop).float()
         return Batch(obs, tok.where(known, SILENCE), known, inside, torch.tensor(prev), noise, keep)
+
+    def ahead(self, steps, windows):
+        """The batches of the given steps one after another; the next is read while the present one is in use."""
+        with ThreadPoolExecutor(1) as reader:
+            coming = [reader.submit(self.batch, step, windows) for step in steps[:1]]
+            for step in steps:
+                batch = coming.pop().result()
+                if step != steps[-1]: coming = [reader.submit(self.batch, step + 1, windows)]
+                yield batch
 
     def batch(self, step, windows):
         """The given windows of a step, e.g. range(batch_size)."""

@@ -5,6 +5,7 @@ predictor that must foretell the next K tokens from the encoder's hidden state.
     python train.py                              the embedded default: Crafter (makes the episodes if they are not there)
     python train.py config/crafter.py --K=4      a config file, and single settings
     python train.py --help                       all settings
+    torchrun --nproc_per_node=8 train.py         eight processes, the same run
 """
 import copy
 import json
@@ -21,7 +22,8 @@ from tqdm import tqdm
 
 import checkpoint
 import evaluate
-from configurator import configure, stop
+import processes
+from configurator import Fault, configure, stop
 from data import END, SILENCE, Episodes, Tokenizer, Windows, choose_annotated, read_stream
 from encoder import Encoder
 from model import Config, GPTNeoX
@@ -32,7 +34,8 @@ out_dir = "out/crafter"               # where the run goes
 n_annotated = 64                      # training episodes that keep their captions; the others are observations only
 annotated_fraction = 0.5              # share of the windows that come from them
 T = 64                                # steps of a window
-batch_size = 16                       # windows of a step
+batch_size = 16                       # windows of a step, over all processes
+micro_batch = 0                       # windows of one pass of a process; 0: all it has
 drop = 0.2                            # share of observation features the student does not see, drawn per window
 # models, encoder and predictor alike
 hidden_size = 128                     # d
@@ -56,11 +59,15 @@ warmup = 50                           # steps of linear warm-up; then cosine to 
 lr = 1e-3                             # peak learning rate
 weight_decay = 0.1                    # of matrices
 grad_clip = 1.0                       # largest gradient norm
+max_bad_steps = 10                    # steps in a row that may be skipped because a loss or gradient is not finite
 seed = 0                              # of the choice of episodes, the weights, the windows
-# evaluation and the machine
-eval_interval = 200                   # steps
+# evaluation, checkpoints and the machine
+eval_interval = 200                   # steps from one evaluation and checkpoint to the next
 eval_episodes = 20                    # validation episodes of one evaluation
+keep = 2                              # newest checkpoints that stay, beside the best
+resume = False                        # True: go on from the newest checkpoint in out_dir, if there is one
 device = "auto"                       # 'auto' | 'cpu' | 'cuda' | 'mps'
+dtype = "auto"                        # 'auto': bfloat16 on CUDA, else float32 | 'bfloat16' by autocast | 'float32' | 'float64'
 compile = False                       # torch.compile the models
 
 
@@ -150,6 +157,15 @@ class Predictor(nn.Module):
         return predictor
 
 
+def cross_entropy(logits, target, reduction):
+    return F.cross_entropy(logits.to(torch.promote_types(logits.dtype, torch.float32)), target, reduction=reduction)
+
+
+def at(index, steps):
+    """Whether the step of each block's token is among `steps` (B, T) bool; index (B, S, K) as of ahead_index."""
+    return F.pad(steps, (0, 1)).gather(1, index.flatten(1)).view_as(index)
+
+
 class Grounding(nn.Module):
     """Encoder and predictor in one module whose forward returns the sums of the losses and their counts."""
 
@@ -161,15 +177,20 @@ class Grounding(nn.Module):
         """tok (B, T) is the full stream, counted (B, T) the steps whose token is known, or self-written and accepted."""
         hidden = self.encoder(batch.obs, tok, batch.prev, batch.keep)                   # (B, T, d)
         grounded = batch.known & batch.inside
-        ground = F.cross_entropy(self.encoder.logits(hidden[grounded]).float(), tok[grounded], reduction="sum")
+        ground = cross_entropy(self.encoder.logits(hidden[grounded]), tok[grounded], "sum")
         loss, _, _, index = self.predict(hidden, tok, batch.prev)
-        weight = F.pad(counted & batch.inside, (0, 1)).gather(1, index.flatten(1)).view_as(index)
-        return torch.stack((ground, (loss * weight).sum())), torch.stack((grounded.sum(), weight.sum()))
+        return torch.stack((ground, (loss * at(index, counted & batch.inside)).sum()))
+
+    def counts(self, batch, tok, counted):
+        """How many targets the sums of `forward` are over, (2,), known before anything is computed."""
+        starts = torch.arange(0, tok.shape[1] - 1, self.predictor.stride, device=tok.device)
+        index = ahead_index(tok, starts, self.predictor.K, self.predictor.ahead)        # (B, S, K)
+        return torch.stack(((batch.known & batch.inside).sum(), at(index, counted & batch.inside).sum()))
 
     def predict(self, hidden, tok, prev):
         """Loss of every block token, its target, the token before it, and its step (T where there is none), each (B, S, K)."""
         out, target, before, index = self.predictor(tok, prev, self.predictor.message(hidden, self.encoder))
-        loss = F.cross_entropy(self.predictor.lm.embed_out(out).flatten(0, 2).float(), target.flatten(), reduction="none")
+        loss = cross_entropy(self.predictor.lm.embed_out(out).flatten(0, 2), target.flatten(), "none")
         return loss.view_as(target), target, before, index
 
 
@@ -227,7 +248,7 @@ def build(tokenizer, episodes):
     encoder = Encoder(GPTNeoX(shape), episodes.meta["obs_dim"], T)
     standardise(encoder.projector, episodes)
     predictor = Predictor(GPTNeoX(shape), hidden_size, K, ahead, context, through, ahead_stride)
-    predictor.condition.requires_grad_(condition)
+    predictor.condition.requires_grad_(condition and through == "hidden")
     return Grounding(encoder, predictor)
 
 
@@ -242,53 +263,42 @@ def pick_device(device):
     return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
 
 
-def main(config):
-    print(json.dumps(config))
-    torch.manual_seed(seed)
-    where = pick_device(device)
-    cast = torch.autocast(where, torch.bfloat16, enabled=where == "cuda")
-    default_data()
-    try: train, val, test = (Episodes(data, split) for split in ("train", "val", "test"))
-    except (FileNotFoundError, ValueError) as error: stop(str(error))
-    annotated = choose_annotated(len(train), n_annotated, seed)
-    tokenizer = Tokenizer.from_captions([c.text for i in annotated for c in train.captions(i)])
-    windows = Windows(train, annotated, tokenizer, T, annotated_fraction, drop, seed)
-    model = build(tokenizer, train).to(where)
-    target = copy.deepcopy(model.encoder).requires_grad_(False)
-    optimizer, run = adamw(model), torch.compile(model) if compile else model
-    size = lambda part: f"{sum(p.numel() for p in part.parameters()):,} parameters"
-    print(f"{len(annotated)} of {len(train)} training episodes annotated, {tokenizer.vocab_size} tokens, on {where}; "
-          f"encoder {size(model.encoder)}, predictor {size(model.predictor)}")
-    Path(out_dir).mkdir(parents=True, exist_ok=True)
-    log = open(Path(out_dir) / "log.jsonl", "w")
+def write(target, batch, step):
+    """The full streams (B, T) of this process's windows, and which of their steps the target wrote and may be targets (B, T) bool."""
+    if step < write_from: return batch.tok, torch.zeros_like(batch.known)
+    tok, prob = target.annotate(batch.obs, batch.tok, batch.known, batch.prev, batch.noise)
+    return tok, accepted(tok, prob, batch.known, accept) & batch.inside
 
-    progress = tqdm(range(max_iters), desc="training")
-    for step in progress:
-        batch = windows.batch(step, range(batch_size)).to(where)
-        tok, good = batch.tok, torch.zeros_like(batch.known)
-        if step >= write_from:
-            with cast: tok, prob = target.annotate(batch.obs, batch.tok, batch.known, batch.prev, batch.noise)
-            good = accepted(tok, prob, batch.known, accept) & batch.inside
 
-        with cast: sums, counts = run(batch, tok, batch.known | good)
-        loss_ground, loss_predict = sums / counts.clamp(min=1)
-        for group in optimizer.param_groups: group["lr"] = learning_rate(step)
-        optimizer.zero_grad()
-        (loss_ground + predict_weight * loss_predict).backward()
-        norm = nn.utils.clip_grad_norm_(model.parameters(), grad_clip)
-        optimizer.step()
-        follow(target, model.encoder, min(ema, (1 + step) / (10 + step)))
+def sane(step, losses, norm, state):
+    """Whether a step may change the weights: losses {name: value} and gradient norm are finite. Raises Fault after too many in a row."""
+    wrong = " and ".join(name for name, x in (losses | {"gradient norm": norm}).items() if not math.isfinite(x))
+    state["bad"] = state["bad"] + 1 if wrong else 0
+    if state["bad"] > max_bad_steps:
+        raise Fault(f"step {step}: {wrong} not finite, {state['bad']} steps in a row; the last good checkpoint is "
+                    f"{checkpoint.newest(out_dir)}, --resume=True --lr={lr / 2:g} goes on from it more gently")
+    if wrong:
+        state["skipped"] += 1
+        processes.say(f"step {step}: {wrong} not finite, the step is skipped (number {state['skipped']})")
+        return False
+    usual = sorted(state["norms"])[len(state["norms"]) // 2] if len(state["norms"]) >= 20 else math.inf   # the running median
+    if norm > 10 * usual: processes.say(f"step {step}: gradient norm {norm:.3g}, usually {usual:.3g}")
+    state["norms"] = [*state["norms"], norm][-100:]
+    return True
 
-        if (step + 1) % 10 == 0: progress.set_postfix(ground=f"{loss_ground:.3f}", predict=f"{loss_predict:.3f}")
-        if (step + 1) % eval_interval and step + 1 < max_iters: continue
-        found = evaluate.captions(model.encoder, val, range(min(eval_episodes, len(val))), tokenizer, where)
-        line = dict(step=step + 1, ground=loss_ground.item(), predict=loss_predict.item(), norm=norm.item(), accepted=int(good.sum()),
-                    **{k: v for k, v in found.items() if k != "kinds"})
-        log.write(json.dumps(line) + "\n")
-        log.flush()
-        progress.write("  ".join(f"{k} {v:.3f}" if isinstance(v, float) else f"{k} {v}" for k, v in line.items()))
-        checkpoint.save(out_dir, step + 1, model, target, tokenizer, config)
 
+def record(log, model, val, tokenizer, where, state, line):
+    """Lets the encoder write on validation episodes; a line in the log, and the best score so far."""
+    found = evaluate.captions(model.encoder, val, range(min(eval_episodes, len(val))), tokenizer, where)
+    line |= {k: v for k, v in found.items() if k != "kinds"}
+    log.write(json.dumps(line) + "\n")
+    log.flush()
+    processes.say("  ".join(f"{k} {v:.3f}" if isinstance(v, float) else f"{k} {v}" for k, v in line.items()))
+    if state["best"] is None or found["f1"] > state["best"][0]: state["best"] = (found["f1"], line["step"])
+
+
+def conclude(model, tokenizer, train, annotated, test, where):
+    """The report at the end, and an episode it never saw."""
     results = evaluate.report(model, tokenizer, train, annotated, test, T, where)
     (Path(out_dir) / "results.json").write_text(json.dumps(results, indent=2))
     evaluate.show(results)
@@ -298,5 +308,97 @@ def main(config):
         print(f"{start:5}  {true:22}  {written:22}" + (f"  {sure:.2f}" if written else ""))
 
 
+def prepare_machine():
+    """The device of this process, and the autocast of its forward passes; on a CPU everything is repeatable to the last bit."""
+    where = processes.join(pick_device(device))
+    torch.manual_seed(seed)
+    torch.use_deterministic_algorithms(where == "cpu")
+    torch.utils.deterministic.fill_uninitialized_memory = False
+    low = dtype == "bfloat16" or (dtype == "auto" and where.startswith("cuda"))
+    return where, torch.autocast(where.partition(":")[0], torch.bfloat16, enabled=low)
+
+
+def open_data():
+    """The three splits, and which training episodes keep their captions."""
+    if processes.RANK == 0: default_data()
+    processes.tell(None)                                                                # the others wait
+    train, val, test = (Episodes(data, split) for split in ("train", "val", "test"))
+    annotated = choose_annotated(len(train), n_annotated, seed)
+    if annotated and not any(train.captions(i) for i in annotated):
+        raise Fault(f"{data}: none of the {len(annotated)} annotated training episodes has a caption; --n_annotated=0 trains without any")
+    return train, val, test, annotated
+
+
+def begin(model, target, optimizer, config, identity):
+    """What a run knows beside its weights; those and it as they were saved, where it is resumed."""
+    again = resume or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0          # torchrun restarts all when one was killed
+    folder = processes.tell(checkpoint.claim(out_dir, again) if processes.RANK == 0 else None)
+    machine = (torch.get_num_threads(), processes.WORLD)
+    if not folder: return dict(step=0, best=None, bad=0, skipped=0, norms=[], data=identity, machine=machine)
+    state, changed = checkpoint.resume(folder, model, target, optimizer, config, identity)
+    if state["machine"] != machine: changed += [f"threads and processes {state['machine']} -> {machine}: the same but for rounding"]
+    processes.say(f"resuming from {folder}" + "".join(f"; {change}" for change in changed))
+    if processes.RANK == 0: checkpoint.tidy(out_dir, state["best"], keep)
+    return state | dict(machine=machine)
+
+
+def main(config):
+    where, cast = prepare_machine()
+    processes.say(json.dumps(config))
+    train, val, test, annotated = open_data()
+    tokenizer = Tokenizer.from_captions([c.text for i in annotated for c in train.captions(i)])
+    model = build(tokenizer, train).to(where, torch.float64 if dtype == "float64" else torch.float32)
+    target = copy.deepcopy(model.encoder).requires_grad_(False)
+    optimizer = adamw(model)
+    size = lambda part: f"{sum(p.numel() for p in part.parameters()):,} parameters"
+    processes.say(f"{len(annotated)} of {len(train)} training episodes annotated, {tokenizer.vocab_size} tokens, on {where}; "
+                  f"encoder {size(model.encoder)}, predictor {size(model.predictor)}")
+    state = begin(model, target, optimizer, config, train.identity())
+    windows, mine = Windows(train, annotated, tokenizer, T, annotated_fraction, drop, seed), processes.share(batch_size)
+    run = processes.parallel(torch.compile(model) if compile else model)
+    log = checkpoint.open_log(out_dir, state["step"]) if processes.RANK == 0 else None
+    with cast: processes.settle(run, windows.batch(0, mine[:1]).to(where))
+    asked, stopping, steps, part = processes.listen(), False, range(state["step"], max_iters), micro_batch or batch_size
+
+    progress = tqdm(steps, "training", initial=state["step"], total=max_iters, disable=processes.RANK > 0)
+    for step, batch in zip(progress, windows.ahead(steps, mine), strict=False):
+        batch = batch.to(where)
+        with cast: tok, good = write(target, batch, step)
+        counted = batch.known | good
+        counts = torch.cat((model.counts(batch, tok, counted), torch.tensor([good.sum(), len(asked)], device=where)))
+        counts = processes.total(counts)                                                # of all processes, before any backward
+
+        optimizer.zero_grad()
+        losses = torch.zeros(2, device=where)
+        for a in range(0, len(tok), part):
+            with processes.quiet(run, last=a + part >= len(tok)):
+                with cast: sums = run(batch.part(a, a + part), tok[a:a + part], counted[a:a + part])
+                loss_ground, loss_predict = sums / counts[:2].clamp(min=1)
+                ((loss_ground + predict_weight * loss_predict) * processes.WORLD).backward()   # their gradients are averaged
+            losses = losses + torch.stack((loss_ground, loss_predict)).detach()
+        norm = nn.utils.clip_grad_norm_(model.parameters(), grad_clip)
+        ground, predict, norm, n_accepted, stopping = torch.cat((processes.total(losses), norm[None], counts[2:])).tolist()
+        if sane(step, dict(loss_ground=ground, loss_predict=predict), norm, state):
+            for group in optimizer.param_groups: group["lr"] = learning_rate(step)
+            optimizer.step()
+            follow(target, model.encoder, min(ema, (1 + step) / (10 + step)))
+        state["step"] = step + 1
+
+        if (step + 1) % 10 == 0: progress.set_postfix(ground=f"{ground:.3f}", predict=f"{predict:.3f}")
+        due = (step + 1) % eval_interval == 0 or step + 1 == max_iters
+        if due and processes.RANK == 0:
+            line = dict(step=step + 1, ground=ground, predict=predict, norm=norm, accepted=int(n_accepted))
+            record(log, model, val, tokenizer, where, state, line)
+        if (due or stopping) and not state["bad"] and processes.RANK == 0:
+            processes.say(checkpoint.save(out_dir, model, target, optimizer, tokenizer, config, state, keep))
+        if stopping: break
+    progress.close()
+    processes.leave()
+    if processes.RANK > 0: return
+    if stopping: return print(f"stopped after step {state['step']}; the same command with --resume=True continues")
+    conclude(model, tokenizer, train, annotated, test, where)
+
+
 if __name__ == "__main__":
-    main(configure(globals()))
+    try: main(configure(globals()))
+    except Fault as fault: stop(str(fault))
