@@ -32,7 +32,7 @@ class Projector(nn.Module):
 
     def forward(self, obs, keep=None):                       # (B, T, D), (B, D) -> (B, T, d)
         x = ((obs - self.mean) * self.scale).clamp(-self.CLIP, self.CLIP)
-        if keep is not None: x = x * keep[:, None] / keep.mean().clamp(min=1e-3)
+        if keep is not None: x = x * (keep / keep.mean(1, keepdim=True).clamp(min=1e-3))[:, None]   # per window: no other matters
         return self.out(nn.functional.gelu(self.into(x)))
 
 
