@@ -59,10 +59,10 @@ def write_shard(folder, split, index, episodes):
     obs = torch.cat([torch.as_tensor(e.obs) for e in episodes]).contiguous()
     offsets = torch.tensor([0] + [len(e.obs) for e in episodes]).cumsum(0)
     pictures = {e.id: torch.as_tensor(e.pictures).contiguous() for e in episodes if e.pictures is not None}
-    crc = {name: str(checksums(x[None])[0]) for name, x in pictures.items()}
-    if pictures: replace(path.with_name(path.stem + "-pictures.safetensors"), lambda p: save_file(pictures, p, crc))
+    crc = {name: int(checksums(x[None])[0]) for name, x in pictures.items()}
+    if pictures: replace(path.with_name(path.stem + "-pictures.safetensors"), lambda p: save_file(pictures, p, {"crc": json.dumps(crc)}))
     replace(path.with_suffix(".jsonl"), lambda p: p.write_text("".join(map(write_line, records)), encoding="utf-8"))
-    kept = dict(version=str(FORMAT), offsets=str(checksums(offsets[None])[0]))
+    kept = {"index": json.dumps(dict(format=FORMAT, offsets=int(checksums(offsets[None])[0])))}    # one entry: their order is random
     replace(path, lambda p: save_file({"obs": obs, "offsets": offsets, "crc": torch.from_numpy(checksums(obs))}, p, kept))
 
 
@@ -129,15 +129,15 @@ class Shard:
         self.path, self.dim, self.dtype = path, meta["obs_dim"], getattr(torch, meta["dtype"])
         try:
             with safe_open(path, "pt") as f:
-                kept, obs, names = f.metadata() or {}, f.get_slice("obs"), f.keys()
+                kept, obs, names = json.loads((f.metadata() or {}).get("index", "{}")), f.get_slice("obs"), f.keys()
                 self.offsets = f.get_tensor("offsets")
-        except (OSError, SafetensorError) as error: raise Fault(f"{path}: truncated or garbled ({error}); make it again") from None
-        if kept.get("version", str(FORMAT)) != str(FORMAT): raise Fault(f"{path}: format {kept['version']}, this version reads {FORMAT}")
+        except (OSError, ValueError, SafetensorError) as error: raise Fault(f"{path}: truncated or garbled ({error}); make it again") from None
+        if kept.get("format", FORMAT) != FORMAT: raise Fault(f"{path}: format {kept['format']}, this version reads {FORMAT}")
         (N, *D), dtype = obs.get_shape(), DTYPES.get(obs.get_dtype())
         if D != [self.dim] or dtype != meta["dtype"]: raise Fault(f"{path}: obs is {D} {dtype}, meta.json [{self.dim}] {meta['dtype']}")
         start, steps = self.offsets, self.offsets.diff()
         if start.dtype != torch.int64 or start.dim() != 1 or len(start) < 2 or start[0] != 0 or start[-1] != N or steps.min() < 0 or (
-                kept.get("offsets") not in (None, str(checksums(start[None])[0]))):
+                kept.get("offsets") not in (None, checksums(start[None])[0])):
             raise Fault(f"{path}: offsets are wrong: they must rise from 0 to the {N} rows of obs; make it again")
         with open(path, "rb") as f:
             size = int.from_bytes(f.read(8), "little")
@@ -171,9 +171,9 @@ class Shard:
         try:
             with safe_open(path, "pt") as f:
                 if name not in f.keys(): return None
-                frames, crc = f.get_tensor(name), (f.metadata() or {}).get(name)
-        except (OSError, SafetensorError) as error: raise Fault(f"{path}: truncated or garbled ({error}); make it again") from None
-        if crc not in (None, str(checksums(frames[None])[0])): raise Fault(f"{path}, episode {name}: pictures are not what was written")
+                frames, crc = f.get_tensor(name), json.loads((f.metadata() or {}).get("crc", "{}")).get(name)
+        except (OSError, ValueError, SafetensorError) as error: raise Fault(f"{path}: truncated or garbled ({error}); make it again") from None
+        if crc not in (None, checksums(frames[None])[0]): raise Fault(f"{path}, episode {name}: pictures are not what was written")
         return frames
 
 

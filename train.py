@@ -48,13 +48,17 @@ ahead = "steps"                       # what is next: 'steps' (silence included)
 context = "all"                       # main-stream steps a block sees: 'all' up to its own | 0: its own only
 through = "hidden"                    # what carries the message: 'hidden' state | 'text', the expected word embedding
 condition = True                      # False: the predictor never hears from the encoder (a control)
-predict_weight = 0.5                  # of loss_predict beside loss_ground
+predict_weight = 0.5                  # of loss_predict beside loss_ground; 0: no predictor
+cut = False                           # True: no gradient from predictor to encoder (a control)
 # the text of unannotated steps
 ema = 0.99                            # decay of the target encoder, per step
+teacher = None                        # folder of a run whose encoder is the target, and stays as it is
 write_from = 200                      # step from which the target writes
 accept = 0.7                          # a written caption counts if each of its tokens had at least this probability
+accept_unit = "caption"               # accept whole 'caption's | single 'token's, as classic pseudo-labelling does
+self_weight = 0.0                     # of loss_self, the encoder on what was accepted
 # optimisation
-max_iters = 800                       # steps
+max_iters = 1000                      # steps
 warmup = 50                           # steps of linear warm-up; then cosine to a tenth
 lr = 1e-3                             # peak learning rate
 weight_decay = 0.1                    # of matrices
@@ -167,25 +171,31 @@ def at(index, steps):
 
 
 class Grounding(nn.Module):
-    """Encoder and predictor in one module whose forward returns the sums of the losses and their counts."""
+    """Encoder and predictor in one module whose forward returns the sums of the losses."""
 
-    def __init__(self, encoder, predictor):
+    def __init__(self, encoder, predictor, cut=False, predicts=True):
+        """cut: no gradient from predictor to encoder; predicts False: the predictor is left out."""
         super().__init__()
-        self.encoder, self.predictor = encoder, predictor
+        self.encoder, self.predictor, self.cut, self.predicts = encoder, predictor, cut, predicts
+        predictor.requires_grad_(predicts)
 
-    def forward(self, batch, tok, counted):
-        """tok (B, T) is the full stream, counted (B, T) the steps whose token is known, or self-written and accepted."""
+    def forward(self, batch, tok, good):
+        """Sums of loss_ground, loss_predict, loss_self, (3,). tok (B, T) is the full stream, good (B, T) what was accepted of it."""
         hidden = self.encoder(batch.obs, tok, batch.prev, batch.keep)                   # (B, T, d)
-        grounded = batch.known & batch.inside
-        ground = cross_entropy(self.encoder.logits(hidden[grounded]), tok[grounded], "sum")
-        loss, _, _, index = self.predict(hidden, tok, batch.prev)
-        return torch.stack((ground, (loss * at(index, counted & batch.inside)).sum()))
+        known, good = batch.known & batch.inside, good & batch.inside
+        spoken = cross_entropy(self.encoder.logits(hidden).flatten(0, 1), tok.flatten(), "none").view_as(tok)
+        sums = [(spoken * known).sum(), 0 * hidden.sum(), (spoken * good).sum()]
+        if self.predicts:
+            loss, _, _, index = self.predict(hidden.detach() if self.cut else hidden, tok, batch.prev)
+            sums[1] = (loss * at(index, known | good)).sum()
+        return torch.stack(sums)
 
-    def counts(self, batch, tok, counted):
-        """How many targets the sums of `forward` are over, (2,), known before anything is computed."""
+    def counts(self, batch, tok, good):
+        """How many targets each sum of `forward` is over, (3,), known before anything is computed."""
+        known, good = batch.known & batch.inside, good & batch.inside
         starts = torch.arange(0, tok.shape[1] - 1, self.predictor.stride, device=tok.device)
         index = ahead_index(tok, starts, self.predictor.K, self.predictor.ahead)        # (B, S, K)
-        return torch.stack(((batch.known & batch.inside).sum(), at(index, counted & batch.inside).sum()))
+        return torch.stack((known.sum(), at(index, known | good).sum(), good.sum()))
 
     def predict(self, hidden, tok, prev):
         """Loss of every block token, its target, the token before it, and its step (T where there is none), each (B, S, K)."""
@@ -198,11 +208,13 @@ class Grounding(nn.Module):
 # the text of unannotated steps
 
 
-def accepted(tok, prob, known, threshold):
+def accepted(tok, prob, known, threshold, unit="caption"):
     """Which self-written steps may be targets, (B, T) bool: silence, and captions accepted as a whole.
 
     A caption counts if each of its tokens had at least `threshold` probability, it came to its END, and no known token cut in.
+    unit 'token' looks at each token alone (Lee 2013, pseudo-labels).
     """
+    if unit == "token": return ~known & (prob >= threshold)
     before = F.pad(tok[:, :-1], (1, 0), value=END)
     ends = (tok == END) & (before > SILENCE)                                            # an END after nothing belongs to no caption
     spoken = (tok > SILENCE) | ends
@@ -242,14 +254,19 @@ def default_data():
         crafter_play.make(data)
 
 
-def build(tokenizer, episodes):
-    """The encoder and predictor of this configuration, standardised to the training episodes."""
+def build(tokenizer, episodes, where):
+    """Encoder and predictor of this configuration, standardised to the training episodes; the target encoder."""
     shape = Config(tokenizer.vocab_size, hidden_size, num_hidden_layers, num_attention_heads)
     encoder = Encoder(GPTNeoX(shape), episodes.meta["obs_dim"], T)
     standardise(encoder.projector, episodes)
     predictor = Predictor(GPTNeoX(shape), hidden_size, K, ahead, context, through, ahead_stride)
-    predictor.condition.requires_grad_(condition and through == "hidden")
-    return Grounding(encoder, predictor)
+    model = Grounding(encoder, predictor, cut, predicts=predict_weight > 0)
+    if not condition or through != "hidden": predictor.condition.requires_grad_(False)
+    model = model.to(where, torch.float64 if dtype == "float64" else torch.float32)
+    target = Encoder.from_pretrained(teacher).to(model.encoder.lm.embed_out.weight) if teacher else copy.deepcopy(model.encoder)
+    size = lambda part: f"{sum(p.numel() for p in part.parameters()):,} parameters"
+    processes.say(f"{tokenizer.vocab_size} tokens, on {where}; encoder {size(encoder)}, predictor {size(predictor)}")
+    return model, target.requires_grad_(False)
 
 
 def adamw(model):
@@ -267,12 +284,13 @@ def write(target, batch, step):
     """The full streams (B, T) of this process's windows, and which of their steps the target wrote and may be targets (B, T) bool."""
     if step < write_from: return batch.tok, torch.zeros_like(batch.known)
     tok, prob = target.annotate(batch.obs, batch.tok, batch.known, batch.prev, batch.noise)
-    return tok, accepted(tok, prob, batch.known, accept) & batch.inside
+    return tok, accepted(tok, prob, batch.known, accept, accept_unit)
 
 
 def sane(step, losses, norm, state):
     """Whether a step may change the weights: losses {name: value} and gradient norm are finite. Raises Fault after too many in a row."""
-    wrong = " and ".join(name for name, x in (losses | {"gradient norm": norm}).items() if not math.isfinite(x))
+    wrong = [f"loss_{name}" for name, x in losses.items() if not math.isfinite(x)] + ["gradient norm"] * (not math.isfinite(norm))
+    wrong = " and ".join(wrong)
     state["bad"] = state["bad"] + 1 if wrong else 0
     if state["bad"] > max_bad_steps:
         raise Fault(f"step {step}: {wrong} not finite, {state['bad']} steps in a row; the last good checkpoint is "
@@ -326,6 +344,7 @@ def open_data():
     annotated = choose_annotated(len(train), n_annotated, seed)
     if annotated and not any(train.captions(i) for i in annotated):
         raise Fault(f"{data}: none of the {len(annotated)} annotated training episodes has a caption; --n_annotated=0 trains without any")
+    processes.say(f"{len(annotated)} of {len(train)} training episodes annotated")
     return train, val, test, annotated
 
 
@@ -347,56 +366,53 @@ def main(config):
     processes.say(json.dumps(config))
     train, val, test, annotated = open_data()
     tokenizer = Tokenizer.from_captions([c.text for i in annotated for c in train.captions(i)])
-    model = build(tokenizer, train).to(where, torch.float64 if dtype == "float64" else torch.float32)
-    target = copy.deepcopy(model.encoder).requires_grad_(False)
+    model, target = build(tokenizer, train, where)
     optimizer = adamw(model)
-    size = lambda part: f"{sum(p.numel() for p in part.parameters()):,} parameters"
-    processes.say(f"{len(annotated)} of {len(train)} training episodes annotated, {tokenizer.vocab_size} tokens, on {where}; "
-                  f"encoder {size(model.encoder)}, predictor {size(model.predictor)}")
     state = begin(model, target, optimizer, config, train.identity())
-    windows, mine = Windows(train, annotated, tokenizer, T, annotated_fraction, drop, seed), processes.share(batch_size)
+    windows = Windows(train, annotated, tokenizer, T, annotated_fraction, drop, seed)
+    mine, part = processes.share(batch_size), micro_batch or batch_size
     run = processes.parallel(torch.compile(model) if compile else model)
-    log = checkpoint.open_log(out_dir, state["step"]) if processes.RANK == 0 else None
     with cast: processes.settle(run, windows.batch(0, mine[:1]).to(where))
-    asked, stopping, steps, part = processes.listen(), False, range(state["step"], max_iters), micro_batch or batch_size
+    log = checkpoint.open_log(out_dir, state["step"]) if processes.RANK == 0 else None
+    asked, stopping, steps = processes.listen(), False, range(state["step"], max_iters)
 
     progress = tqdm(steps, "training", initial=state["step"], total=max_iters, disable=processes.RANK > 0)
     for step, batch in zip(progress, windows.ahead(steps, mine), strict=False):
         batch = batch.to(where)
         with cast: tok, good = write(target, batch, step)
-        counted = batch.known | good
-        counts = torch.cat((model.counts(batch, tok, counted), torch.tensor([good.sum(), len(asked)], device=where)))
-        counts = processes.total(counts)                                                # of all processes, before any backward
+        counts = torch.cat((model.counts(batch, tok, good), torch.tensor([len(asked)], device=where)))
+        counts, stopping = processes.total(counts).split([3, 1])                        # over all processes, before any backward
 
         optimizer.zero_grad()
-        losses = torch.zeros(2, device=where)
+        total = torch.zeros(3, device=where)
         for a in range(0, len(tok), part):
             with processes.quiet(run, last=a + part >= len(tok)):
-                with cast: sums = run(batch.part(a, a + part), tok[a:a + part], counted[a:a + part])
-                loss_ground, loss_predict = sums / counts[:2].clamp(min=1)
-                ((loss_ground + predict_weight * loss_predict) * processes.WORLD).backward()   # their gradients are averaged
-            losses = losses + torch.stack((loss_ground, loss_predict)).detach()
+                with cast: sums = run(batch.part(a, a + part), tok[a:a + part], good[a:a + part])
+                losses = sums / counts.clamp(min=1)
+                loss_ground, loss_predict, loss_self = losses
+                loss = loss_ground + predict_weight * loss_predict + self_weight * loss_self
+                (loss * processes.WORLD).backward()                                     # DDP averages the gradients
+            total += losses.detach()
         norm = nn.utils.clip_grad_norm_(model.parameters(), grad_clip)
-        ground, predict, norm, n_accepted, stopping = torch.cat((processes.total(losses), norm[None], counts[2:])).tolist()
-        if sane(step, dict(loss_ground=ground, loss_predict=predict), norm, state):
+        *losses, norm, n_accepted, stopping = torch.cat((processes.total(total), norm[None], counts[2:], stopping)).tolist()
+        losses = dict(zip(("ground", "predict", "self"), losses, strict=True))
+        if sane(step, losses, norm, state):
             for group in optimizer.param_groups: group["lr"] = learning_rate(step)
             optimizer.step()
-            follow(target, model.encoder, min(ema, (1 + step) / (10 + step)))
+            if not teacher: follow(target, model.encoder, min(ema, (1 + step) / (10 + step)))
         state["step"] = step + 1
-
-        if (step + 1) % 10 == 0: progress.set_postfix(ground=f"{ground:.3f}", predict=f"{predict:.3f}")
+        if (step + 1) % 10 == 0: progress.set_postfix({name: f"{loss:.3f}" for name, loss in losses.items()})
         due = (step + 1) % eval_interval == 0 or step + 1 == max_iters
         if due and processes.RANK == 0:
-            line = dict(step=step + 1, ground=ground, predict=predict, norm=norm, accepted=int(n_accepted))
+            line = dict(step=step + 1, **losses, norm=norm, accepted=int(n_accepted))
             record(log, model, val, tokenizer, where, state, line)
         if (due or stopping) and not state["bad"] and processes.RANK == 0:
             processes.say(checkpoint.save(out_dir, model, target, optimizer, tokenizer, config, state, keep))
         if stopping: break
     progress.close()
     processes.leave()
-    if processes.RANK > 0: return
-    if stopping: return print(f"stopped after step {state['step']}; the same command with --resume=True continues")
-    conclude(model, tokenizer, train, annotated, test, where)
+    if stopping: return processes.say(f"stopped after step {state['step']}; the same command with --resume=True continues")
+    if processes.RANK == 0: conclude(model, tokenizer, train, annotated, test, where)
 
 
 if __name__ == "__main__":
