@@ -41,18 +41,22 @@ def put(path, text):
     os.replace(beside, path)
 
 
+CLAIMED = []                              # the open file whose lock is this process's claim
+
+
 def claim(out_dir, resume):
     """Makes out_dir this run's alone, tidies what a killed run left; returns the checkpoint to resume from, or None.
 
-    The claim holds as long as this process lives. Raises Fault where another run writes there, or an earlier one did and is not resumed.
+    The claim holds until this process ends, or claims another. Raises Fault where another run writes, or an unresumed one has.
     """
     import fcntl  # not on Windows, where a run can still be loaded
     out_dir = Path(out_dir)
+    while CLAIMED: os.close(CLAIMED.pop())
     try:
         out_dir.mkdir(parents=True, exist_ok=True)
-        lock = os.open(out_dir / ".lock", os.O_CREAT | os.O_RDWR)
+        CLAIMED.append(os.open(out_dir / ".lock", os.O_CREAT | os.O_RDWR))
     except OSError as error: raise Fault(f"{out_dir} cannot be written: {error.strerror}; choose another --out_dir") from None
-    try: fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    try: fcntl.flock(CLAIMED[0], fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError: raise Fault(f"{out_dir}: another run is writing there; wait for it or choose another --out_dir") from None
     for stale in out_dir.glob(".step-*"): shutil.rmtree(stale)
     found = newest(out_dir)

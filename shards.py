@@ -25,6 +25,7 @@ from configurator import Fault
 FORMAT = 1                                # of the data sets on disk
 DTYPES = {"U8": "uint8", "F16": "float16", "BF16": "bfloat16", "F32": "float32"}   # of observations, as safetensors names them
 LONGEST = 1000                            # characters of a caption: more is a mistake
+UNREADABLE = (OSError, ValueError, SafetensorError)
 CHUNK = 16384                             # steps that `check` reads at a time
 
 
@@ -130,8 +131,8 @@ class Shard:
         try:
             with safe_open(path, "pt") as f:
                 kept, obs, names = json.loads((f.metadata() or {}).get("index", "{}")), f.get_slice("obs"), f.keys()
-                self.offsets = f.get_tensor("offsets")
-        except (OSError, ValueError, SafetensorError) as error: raise Fault(f"{path}: truncated or garbled ({error}); make it again") from None
+                self.offsets = f.get_tensor("offsets").clone()                          # else the file stays mapped
+        except UNREADABLE as error: raise Fault(f"{path}: truncated or garbled ({error}); make it again") from None
         if kept.get("format", FORMAT) != FORMAT: raise Fault(f"{path}: format {kept['format']}, this version reads {FORMAT}")
         (N, *D), dtype = obs.get_shape(), DTYPES.get(obs.get_dtype())
         if D != [self.dim] or dtype != meta["dtype"]: raise Fault(f"{path}: obs is {D} {dtype}, meta.json [{self.dim}] {meta['dtype']}")
@@ -172,7 +173,7 @@ class Shard:
             with safe_open(path, "pt") as f:
                 if name not in f.keys(): return None
                 frames, crc = f.get_tensor(name), json.loads((f.metadata() or {}).get("crc", "{}")).get(name)
-        except (OSError, ValueError, SafetensorError) as error: raise Fault(f"{path}: truncated or garbled ({error}); make it again") from None
+        except UNREADABLE as error: raise Fault(f"{path}: truncated or garbled ({error}); make it again") from None
         if crc not in (None, checksums(frames[None])[0]): raise Fault(f"{path}, episode {name}: pictures are not what was written")
         return frames
 

@@ -11,6 +11,7 @@ import copy
 import json
 import math
 import os
+import sys
 from pathlib import Path
 
 import torch
@@ -293,6 +294,7 @@ def sane(step, losses, norm, state):
     wrong = " and ".join(wrong)
     state["bad"] = state["bad"] + 1 if wrong else 0
     if state["bad"] > max_bad_steps:
+        if processes.RANK > 0: sys.exit(2)                                              # the first speaks for all
         raise Fault(f"step {step}: {wrong} not finite, {state['bad']} steps in a row; the last good checkpoint is "
                     f"{checkpoint.newest(out_dir)}, --resume=True --lr={lr / 2:g} goes on from it more gently")
     if wrong:
@@ -344,6 +346,7 @@ def open_data():
     annotated = choose_annotated(len(train), n_annotated, seed)
     if annotated and not any(train.captions(i) for i in annotated):
         raise Fault(f"{data}: none of the {len(annotated)} annotated training episodes has a caption; --n_annotated=0 trains without any")
+    if batch_size < processes.WORLD: raise Fault(f"--batch_size={batch_size}: {processes.WORLD} processes need a window each")
     processes.say(f"{len(annotated)} of {len(train)} training episodes annotated")
     return train, val, test, annotated
 

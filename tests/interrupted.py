@@ -1,6 +1,7 @@
-"""Runs train.py as a command would, but something happens at the start of step `at`: python interrupted.py TERM 7 --data=.. (for tests)
+"""
+Runs train.py as a command would, but something happens at step `at`, in the last process: python interrupted.py TERM 7 --data=..
 
-TERM, INT or KILL: that signal to this process; NAN or INF: losses of that step; twice INT twice; torchrun starts as many as it is told.
+TERM, INT, KILL: that signal, at the start of the step; INTINT: twice; NAN: the losses from then on; none: nothing.
 """
 import os
 import signal
@@ -14,22 +15,19 @@ from configurator import Fault, configure, stop  # noqa: E402
 
 
 def main(what, at, arguments):
-    write, forward = train.write, train.Grounding.forward
-    now = []
+    write, forward, now = train.write, train.Grounding.forward, [-1]
+    here = processes.RANK == processes.WORLD - 1 and not int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
 
-    def write_and_interrupt(target, batch, step):
-        now[:] = [step]
-        fresh = not int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
-        if what in ("TERM", "INT", "KILL") and step == at and fresh and processes.RANK == processes.WORLD - 1:
-            os.kill(os.getpid(), getattr(signal, f"SIG{what}"))
+    def write_interrupted(target, batch, step):
+        now[0] = step
+        for name in dict(TERM=["TERM"], INT=["INT"], KILL=["KILL"], INTINT=["INT"] * 2).get(what, []):
+            if here and step == at: os.kill(os.getpid(), getattr(signal, f"SIG{name}"))
         return write(target, batch, step)
 
     def forward_gone_bad(self, *inputs):
-        sums = forward(self, *inputs)
-        bad = what in ("NAN", "INF") and now and now[0] >= at and (at < 0 or now[0] < at + 2) and processes.RANK == processes.WORLD - 1
-        return sums * float(what) if bad else sums
+        return forward(self, *inputs) * (float("nan") if here and what == "NAN" and now[0] >= at else 1)
 
-    train.write, train.Grounding.forward = write_and_interrupt, forward_gone_bad
+    train.write, train.Grounding.forward = write_interrupted, forward_gone_bad
     try: train.main(configure(vars(train), arguments))
     except Fault as fault: stop(str(fault))
 
