@@ -21,7 +21,10 @@ def join(where):
     if where == "cuda":
         where = f"cuda:{os.environ['LOCAL_RANK']}"
         torch.cuda.set_device(where)
-    dist.init_process_group("nccl" if where.startswith("cuda") else "gloo", timeout=timedelta(hours=1))   # rank 0 evaluates meanwhile
+    store, *_ = next(dist.rendezvous("env://"))
+    store = dist.PrefixStore("restart " + os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)   # else addresses of the dead are found
+    backend, patience = "nccl" if where.startswith("cuda") else "gloo", timedelta(hours=1)            # the first evaluates meanwhile
+    dist.init_process_group(backend, store=store, rank=RANK, world_size=WORLD, timeout=patience)
     return where
 
 
@@ -50,7 +53,7 @@ def tell(what):
 
 def parallel(model):
     """The model, whose backward averages the gradients over all processes."""
-    return DistributedDataParallel(model, broadcast_buffers=False) if WORLD > 1 else model
+    return DistributedDataParallel(model) if WORLD > 1 else model
 
 
 def settle(run, batch):

@@ -387,7 +387,7 @@ def main(config):
         counts, stopping = processes.total(counts).split([3, 1])                        # over all processes, before any backward
 
         optimizer.zero_grad()
-        total = torch.zeros(3, device=where)
+        total = 0
         for a in range(0, len(tok), part):
             with processes.quiet(run, last=a + part >= len(tok)):
                 with cast: sums = run(batch.part(a, a + part), tok[a:a + part], good[a:a + part])
@@ -395,7 +395,7 @@ def main(config):
                 loss_ground, loss_predict, loss_self = losses
                 loss = loss_ground + predict_weight * loss_predict + self_weight * loss_self
                 (loss * processes.WORLD).backward()                                     # DDP averages the gradients
-            total += losses.detach()
+            total = total + losses.detach()
         norm = nn.utils.clip_grad_norm_(model.parameters(), grad_clip)
         *losses, norm, n_accepted, stopping = torch.cat((processes.total(total), norm[None], counts[2:], stopping)).tolist()
         losses = dict(zip(("ground", "predict", "self"), losses, strict=True))
