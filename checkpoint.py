@@ -85,9 +85,10 @@ def save(out_dir, model, target, optimizer, tokenizer, config, state, keep):
         tidy(out_dir, state["best"], keep)
         flush(out_dir)
     except (OSError, RuntimeError, SafetensorError) as error:                           # torch and safetensors have their own
+        free = shutil.disk_usage(out_dir).free / 1e6
         shutil.rmtree(beside, ignore_errors=True)
-        raise Fault(f"{final} cannot be saved: {error}; what was saved before ({newest(out_dir)}) is intact. "
-                    f"Make room, then continue with --resume=True") from None
+        raise Fault(f"{final} cannot be saved: {error}; {free:.1f} MB were free. What was saved before ({newest(out_dir)}) is intact: "
+                    f"make room, then continue with --resume=True") from None
     size = sum(size for size, _ in files.values())
     return f"{final}: {size / 1e6:.1f} MB saved in {time.perf_counter() - started:.2f} s"
 
