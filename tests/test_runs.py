@@ -249,6 +249,7 @@ def test_shares_are_even_and_cover_all_windows(monkeypatch):
 
 
 def test_the_short_form_of_the_fault_bench():
-    done = subprocess.run([sys.executable, "bench/faults.py", "--kills=2", "--disks=2", "--flips=30"], cwd=ROOT, capture_output=True, text=True)
+    short = [sys.executable, "bench/faults.py", "--kills=2", "--disks=2", "--flips=30"]
+    done = subprocess.run(short, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr[-2000:]
     assert "| 2 | 2 ended bit-identical" in done.stdout and "0 tracebacks, 0 wrong" in done.stdout
