@@ -52,7 +52,8 @@ def from_file(path, known):
 
 def from_argument(argument, known):
     name, equals, text = argument[2:].partition("=")
-    if not equals: stop(f"{argument}: a setting is given as --name=value")
+    if not equals and type(known.get(name, [None])[0]) is bool: text = "True"          # --json is --json=True
+    elif not equals: stop(f"{argument}: a setting is given as --name=value")
     try: value = ast.literal_eval(text)
     except (ValueError, SyntaxError): value = text
     if name in known and isinstance(known[name][0], str) and not isinstance(value, list): value = text
