@@ -73,7 +73,8 @@ def test_every_caption_stands_in_its_track_and_in_the_list_with_its_mark(shown):
     for side in ("true", "written"):
         chips = browser.js(f"[...document.querySelectorAll('#{side} .chip')].map("
                            "c => [c.textContent, c.className, parseInt(c.style.left) / 8, parseInt(c.lastChild.style.width) / 8])")
-        assert chips == [[f"{mark[r['kind']]} {r['text']}", f"chip {r['kind']}", r[side][0], r[side][1] - r[side][0]] for r in rows if r[side]]
+        assert chips == [[f"{mark[r['kind']]} {r['text']}", f"chip {r['kind']}", r[side][0], r[side][1] - r[side][0]]
+                         for r in rows if r[side]]
     at = lambda span: str(span[0]) if span else "–"
     assert [c[1:5] for c in cells(browser, "list")] == [
         [r["text"], f"{mark[r['kind']]} {r['kind']}", at(r["true"]), at(r["written"])] for r in rows]
