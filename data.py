@@ -2,6 +2,10 @@
 Text and episodes: a tokenizer, captions <-> streams, episodes on disk, and the windows that training reads.
 
 A stream has one token per time step: SILENCE, or a caption's tokens followed by END, from the caption's start on.
+
+    python data.py pack --help               your own observations and captions -> a data set
+    python data.py show data/crafter         what is in one, and what will hurt training
+
 On disk a data set is a folder of shards (observations as safetensors, text as json lines) and a meta.json:
 
     meta.json                   obs_dim, dtype, steps_per_second, source, licence, splits, format
@@ -11,6 +15,7 @@ On disk a data set is a folder of shards (observations as safetensors, text as j
 import json
 import os
 import re
+import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -232,3 +237,15 @@ class Windows:
 def choose_annotated(n_episodes, n_annotated, seed):
     """The training episodes that keep their captions; nested: the first 8 of 64 are the same 8."""
     return np.random.default_rng(seed).permutation(n_episodes)[:n_annotated].tolist()
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["pack"]:
+        import pack
+        pack.configure(vars(pack), sys.argv[2:])
+        sys.exit(pack.main())
+    if sys.argv[1:2] == ["show"]:
+        import show
+        sys.exit(show.main(sys.argv[2:]))
+    if not {"-h", "--help"} & set(sys.argv): sys.exit("python data.py pack ..  or  python data.py show <folder>; --help tells more")
+    print(__doc__.strip())
