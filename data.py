@@ -15,6 +15,7 @@ On disk a data set is a folder of shards (observations as safetensors, text as j
 import json
 import os
 import re
+import signal
 import sys
 from pathlib import Path
 from typing import NamedTuple
@@ -240,6 +241,7 @@ def choose_annotated(n_episodes, n_annotated, seed):
 
 
 if __name__ == "__main__":
+    if hasattr(signal, "SIGPIPE"): signal.signal(signal.SIGPIPE, signal.SIG_DFL)         # `| head` ends it quietly
     if sys.argv[1:2] == ["pack"]:
         import pack
         pack.configure(vars(pack), sys.argv[2:])

@@ -170,7 +170,6 @@ def chosen(count):
 
 
 def main():
-    if hasattr(signal, "SIGPIPE"): signal.signal(signal.SIGPIPE, signal.SIG_DFL)         # `| head` ends it quietly
     try: folder = checkpoint.latest(out_dir)
     except FileNotFoundError as error: stop(str(error))
     trained = loads((folder / "config.json").read_text())
@@ -202,5 +201,6 @@ def main():
 
 
 if __name__ == "__main__":
+    if hasattr(signal, "SIGPIPE"): signal.signal(signal.SIGPIPE, signal.SIG_DFL)         # `| head` ends it quietly
     configure(globals())
     main()

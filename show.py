@@ -7,7 +7,6 @@ import difflib
 import glob
 import hashlib
 import os
-import signal
 import sys
 from collections import Counter
 
@@ -118,7 +117,6 @@ def main(arguments):
     if {"-h", "--help"} & set(arguments) or len(arguments) != 1:
         print(__doc__.strip())
         return not {"-h", "--help"} & set(arguments)
-    if hasattr(signal, "SIGPIPE"): signal.signal(signal.SIGPIPE, signal.SIG_DFL)         # `| head` ends it quietly
     folder = arguments[0]
     if not os.path.isdir(folder):
         near = difflib.get_close_matches(folder, glob.glob("data/*"), 1)
