@@ -72,7 +72,7 @@ class Caption(NamedTuple):
 def write_stream(captions, steps, tokenizer):
     """Captions -> stream (steps,) int64. A caption that comes while another is being written waits; the last may be cut off by the end."""
     tok, free = np.full(steps, SILENCE), 0
-    for caption in sorted(captions):
+    for caption in sorted(captions, key=lambda c: c.start):
         ids = tokenizer.encode(caption.text)
         if not ids: raise ValueError(f"caption at step {caption.start} has no tokens: {caption.text!r}; give it a text or remove it")
         start = max(caption.start, free)

@@ -22,7 +22,7 @@ from model import GPTNeoX
 class Projector(nn.Module):
     """Observations -> embeddings: standardise, hide features if asked, two layers."""
 
-    CLIP = 5.0                                               # standard deviations; a rare feature would drown the rest
+    CLIP = 1.0                                               # standard deviations; beyond it a rare feature drowns the rest
 
     def __init__(self, obs_dim, d):
         super().__init__()

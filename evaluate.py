@@ -147,6 +147,7 @@ def report(model, tokenizer, train, annotated, test, T, device):
         rows |= {"linear probe": linear_probe(test, everything, train, annotated),
                  "most frequent caption": most_frequent(test, everything, train, annotated)}
     rows["perfect writer"] = perfect_writer(test, everything, tokenizer)
+    if not model.predicts: return dict(captions=rows, forecasts={})
     ahead = {name: forecasts(model, test, everything, tokenizer, T, device, name == "shuffled").tolist()
              for name in ("true", "shuffled")}
     return dict(captions=rows, forecasts=ahead)
@@ -163,6 +164,7 @@ def show(results):
     columns = [rows.get(name, {"kinds": {}})["kinds"] for name in ("encoder", "linear probe", "perfect writer")]
     for text, (_, count) in rows["encoder"]["kinds"].items():
         print(f"{text:24} {count:5}   " + "  ".join(f"{column[text][0]:12.2f}" if text in column else " " * 12 for column in columns))
+    if not results["forecasts"]: return
     kinds = "silence", "first of a caption", "the rest", "all but silence"
     print(f"\n{'predictor, loss in nats':24} hidden    " + "".join(f"  j={j + 1:<3}" for j in range(len(results["forecasts"]["true"][0]))))
     for k, kind in enumerate(kinds):

@@ -45,13 +45,17 @@ ahead = "steps"                       # what is next: 'steps' (silence included)
 context = "all"                       # main-stream steps a block sees: 'all' up to its own | 0: its own only
 through = "hidden"                    # what carries the message: 'hidden' state | 'text', the expected word embedding
 condition = True                      # False: the predictor never hears from the encoder (a control)
-predict_weight = 0.5                  # of loss_predict beside loss_ground
+predict_weight = 0.5                  # of loss_predict beside loss_ground; 0: no predictor
+cut = False                           # True: no gradient from predictor to encoder (a control)
 # the text of unannotated steps
 ema = 0.99                            # decay of the target encoder, per step
+teacher = None                        # folder of a run whose encoder is the target, and stays as it is
 write_from = 200                      # step from which the target writes
 accept = 0.7                          # a written caption counts if each of its tokens had at least this probability
+accept_unit = "caption"               # accept whole 'caption's | single 'token's, as classic pseudo-labelling does
+self_weight = 0.0                     # of loss_self, the encoder on what was accepted
 # optimisation
-max_iters = 800                       # steps
+max_iters = 1000                      # steps
 warmup = 50                           # steps of linear warm-up; then cosine to a tenth
 lr = 1e-3                             # peak learning rate
 weight_decay = 0.1                    # of matrices
@@ -153,18 +157,23 @@ class Predictor(nn.Module):
 class Grounding(nn.Module):
     """Encoder and predictor in one module whose forward returns the sums of the losses and their counts."""
 
-    def __init__(self, encoder, predictor):
+    def __init__(self, encoder, predictor, cut=False, predicts=True):
+        """cut: no gradient from predictor to encoder; predicts False: the predictor is left out."""
         super().__init__()
-        self.encoder, self.predictor = encoder, predictor
+        self.encoder, self.predictor, self.cut, self.predicts = encoder, predictor, cut, predicts
+        predictor.requires_grad_(predicts)
 
-    def forward(self, batch, tok, counted):
-        """tok (B, T) is the full stream, counted (B, T) the steps whose token is known, or self-written and accepted."""
+    def forward(self, batch, tok, good):
+        """Sums and counts of loss_ground, loss_predict, loss_self. tok (B, T) is the full stream, good (B, T) what was accepted of it."""
         hidden = self.encoder(batch.obs, tok, batch.prev, batch.keep)                   # (B, T, d)
-        grounded = batch.known & batch.inside
-        ground = F.cross_entropy(self.encoder.logits(hidden[grounded]).float(), tok[grounded], reduction="sum")
-        loss, _, _, index = self.predict(hidden, tok, batch.prev)
-        weight = F.pad(counted & batch.inside, (0, 1)).gather(1, index.flatten(1)).view_as(index)
-        return torch.stack((ground, (loss * weight).sum())), torch.stack((grounded.sum(), weight.sum()))
+        known, good = batch.known & batch.inside, good & batch.inside
+        spoken = F.cross_entropy(self.encoder.logits(hidden).flatten(0, 1).float(), tok.flatten(), reduction="none").view_as(tok)
+        sums, counts = [(spoken * known).sum(), 0 * hidden.sum(), (spoken * good).sum()], [known.sum(), known.sum(), good.sum()]
+        if self.predicts:
+            loss, _, _, index = self.predict(hidden.detach() if self.cut else hidden, tok, batch.prev)
+            weight = F.pad(known | good, (0, 1)).gather(1, index.flatten(1)).view_as(index)
+            sums[1], counts[1] = (loss * weight).sum(), weight.sum()
+        return torch.stack(sums), torch.stack(counts)
 
     def predict(self, hidden, tok, prev):
         """Loss of every block token, its target, the token before it, and its step (T where there is none), each (B, S, K)."""
@@ -177,11 +186,13 @@ class Grounding(nn.Module):
 # the text of unannotated steps
 
 
-def accepted(tok, prob, known, threshold):
+def accepted(tok, prob, known, threshold, unit="caption"):
     """Which self-written steps may be targets, (B, T) bool: silence, and captions accepted as a whole.
 
     A caption counts if each of its tokens had at least `threshold` probability, it came to its END, and no known token cut in.
+    unit 'token' looks at each token alone (Lee 2013, pseudo-labels).
     """
+    if unit == "token": return ~known & (prob >= threshold)
     before = F.pad(tok[:, :-1], (1, 0), value=END)
     ends = (tok == END) & (before > SILENCE)                                            # an END after nothing belongs to no caption
     spoken = (tok > SILENCE) | ends
@@ -227,8 +238,9 @@ def build(tokenizer, episodes):
     encoder = Encoder(GPTNeoX(shape), episodes.meta["obs_dim"], T)
     standardise(encoder.projector, episodes)
     predictor = Predictor(GPTNeoX(shape), hidden_size, K, ahead, context, through, ahead_stride)
-    predictor.condition.requires_grad_(condition)
-    return Grounding(encoder, predictor)
+    model = Grounding(encoder, predictor, cut, predicts=predict_weight > 0)
+    if not condition: predictor.condition.requires_grad_(False)
+    return model
 
 
 def adamw(model):
@@ -254,7 +266,7 @@ def main(config):
     tokenizer = Tokenizer.from_captions([c.text for i in annotated for c in train.captions(i)])
     windows = Windows(train, annotated, tokenizer, T, annotated_fraction, drop, seed)
     model = build(tokenizer, train).to(where)
-    target = copy.deepcopy(model.encoder).requires_grad_(False)
+    target = (Encoder.from_pretrained(teacher).to(where) if teacher else copy.deepcopy(model.encoder)).requires_grad_(False)
     optimizer, run = adamw(model), torch.compile(model) if compile else model
     size = lambda part: f"{sum(p.numel() for p in part.parameters()):,} parameters"
     print(f"{len(annotated)} of {len(train)} training episodes annotated, {tokenizer.vocab_size} tokens, on {where}; "
@@ -268,16 +280,16 @@ def main(config):
         tok, good = batch.tok, torch.zeros_like(batch.known)
         if step >= write_from:
             with cast: tok, prob = target.annotate(batch.obs, batch.tok, batch.known, batch.prev, batch.noise)
-            good = accepted(tok, prob, batch.known, accept) & batch.inside
+            good = accepted(tok, prob, batch.known, accept, accept_unit)
 
-        with cast: sums, counts = run(batch, tok, batch.known | good)
-        loss_ground, loss_predict = sums / counts.clamp(min=1)
+        with cast: sums, counts = run(batch, tok, good)
+        loss_ground, loss_predict, loss_self = sums / counts.clamp(min=1)
         for group in optimizer.param_groups: group["lr"] = learning_rate(step)
         optimizer.zero_grad()
-        (loss_ground + predict_weight * loss_predict).backward()
+        (loss_ground + predict_weight * loss_predict + self_weight * loss_self).backward()
         norm = nn.utils.clip_grad_norm_(model.parameters(), grad_clip)
         optimizer.step()
-        follow(target, model.encoder, min(ema, (1 + step) / (10 + step)))
+        if not teacher: follow(target, model.encoder, min(ema, (1 + step) / (10 + step)))
 
         if (step + 1) % 10 == 0: progress.set_postfix(ground=f"{loss_ground:.3f}", predict=f"{loss_predict:.3f}")
         if (step + 1) % eval_interval and step + 1 < max_iters: continue

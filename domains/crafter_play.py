@@ -10,6 +10,7 @@ Every episode has a world of its own, made from a seed of its own, so the same s
 processes, and train, val and test never share a world. A shard that is there is kept, so an interrupted run goes on.
 """
 import argparse
+import json
 import os
 import sys
 from collections import defaultdict, deque
@@ -30,6 +31,7 @@ from data import Caption, Episode, shard_path, write_meta, write_shard  # noqa: 
 
 PER_SHARD = 10                            # episodes, the unit of work
 MERGE = 8                                 # steps within which the same event is the same caption
+HEAD_START = 150                          # steps
 VIEW = np.array([9, 7])
 CREATURES = [objects.Player, objects.Cow, objects.Zombie, objects.Skeleton, objects.Arrow, objects.Plant]
 MOVES = {(-1, 0): "move_left", (1, 0): "move_right", (0, -1): "move_up", (0, 1): "move_down"}
@@ -178,10 +180,12 @@ def events_to_captions(events):
 
 
 def play(seed, steps, area, pictures=False):
-    """One episode: a world from `seed`, at most `steps` steps (fewer if the player dies)."""
+    """One episode: a world from `seed`, at most `steps` steps (fewer if the player dies), begun up to HEAD_START steps into the game."""
     env, rng = World(area=(area, area), seed=seed, length=0), np.random.default_rng(seed)
     env.reset()
     player = Player(env, rng)
+    for _ in range(rng.integers(HEAD_START)):                       # else every episode opens alike, and the clock alone tells captions
+        if env._player.health > 4: env.step(constants.actions.index(player.act()))
     obs, frames, events = [], [], []
     for step in range(steps):
         before, counts = dict(env._player.inventory), dict(env._player.achievements)
@@ -200,6 +204,12 @@ def make_shard(job):
 
 def make(out, train=500, val=50, test=50, steps=200, area=36, first_seed=0, processes=None):
     """Makes what is missing of a data set; worlds are numbered first_seed .. in the order train, val, test."""
+    settings = dict(train=train, val=val, test=test, steps=steps, area=area, first_seed=first_seed)
+    plan = Path(out) / "plan.json"
+    if plan.exists() and json.loads(plan.read_text()) != settings:
+        sys.exit(f"{out} was made with {json.loads(plan.read_text())}, not {settings}: remove it, or choose another --out")
+    plan.parent.mkdir(parents=True, exist_ok=True)
+    plan.write_text(json.dumps(settings))
     jobs, seed = [], first_seed
     for split, count in dict(train=train, val=val, test=test).items():
         for index, a in enumerate(range(0, count, PER_SHARD)):
@@ -210,8 +220,7 @@ def make(out, train=500, val=50, test=50, steps=200, area=36, first_seed=0, proc
     with get_context("spawn").Pool(processes or os.cpu_count()) as pool:
         list(tqdm(pool.imap_unordered(make_shard, jobs), total=len(jobs), desc=f"playing Crafter, {PER_SHARD} episodes each"))
     write_meta(out, obs_dim=len(play(first_seed, 1, area).obs[0]), dtype="uint8", steps_per_second=None, source="crafter, scripted player",
-               licence="Crafter is MIT licensed (c) Danijar Hafner", splits=["train", "val", "test"],
-               made_with=dict(train=train, val=val, test=test, steps=steps, area=area, first_seed=first_seed))
+               licence="Crafter is MIT licensed (c) Danijar Hafner", splits=["train", "val", "test"])
 
 
 if __name__ == "__main__":
