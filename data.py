@@ -15,7 +15,6 @@ On disk a data set is a folder of shards (observations as safetensors, text as j
 import json
 import os
 import re
-import signal
 import sys
 from pathlib import Path
 from typing import NamedTuple
@@ -241,7 +240,8 @@ def choose_annotated(n_episodes, n_annotated, seed):
 
 
 if __name__ == "__main__":
-    if hasattr(signal, "SIGPIPE"): signal.signal(signal.SIGPIPE, signal.SIG_DFL)         # `| head` ends it quietly
+    from configurator import may_be_cut
+    may_be_cut()
     if sys.argv[1:2] == ["pack"]:
         import pack
         pack.configure(vars(pack), sys.argv[2:])

@@ -12,7 +12,6 @@ A line per caption: step, true caption, written caption, the encoder's confidenc
 predictor expects after that step, knowing nothing later: "+3 place table" begins three steps on.
 """
 import shutil
-import signal
 import sys
 import time
 from collections import Counter, deque
@@ -24,7 +23,7 @@ import torch
 import checkpoint
 import evaluate
 import page
-from configurator import configure, stop
+from configurator import configure, may_be_cut, stop
 from data import END, SILENCE, Episodes, Tokenizer, read_stream, spans
 from encoder import Encoder
 from train import Predictor, pick_device
@@ -201,6 +200,6 @@ def main():
 
 
 if __name__ == "__main__":
-    if hasattr(signal, "SIGPIPE"): signal.signal(signal.SIGPIPE, signal.SIG_DFL)         # `| head` ends it quietly
+    may_be_cut()
     configure(globals())
     main()

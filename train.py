@@ -262,7 +262,7 @@ def main(config):
     default_data()
     try: train, val, test = (Episodes(data, split) for split in ("train", "val", "test"))
     except (FileNotFoundError, ValueError) as error: stop(str(error))
-    annotated = choose_annotated(len(train), n_annotated, seed)
+    annotated = [i for i in choose_annotated(len(train), len(train), seed) if train.records[i]["annotated"]][:n_annotated]
     tokenizer = Tokenizer.from_captions([c.text for i in annotated for c in train.captions(i)])
     windows = Windows(train, annotated, tokenizer, T, annotated_fraction, drop, seed)
     model = build(tokenizer, train).to(where)

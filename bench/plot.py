@@ -10,6 +10,10 @@ import os
 import sys
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from configurator import may_be_cut  # noqa: E402
+
 PANELS = ("ground", "predict", "self", "f1", "precision", "recall", "silence", "entropy", "distinct", "accepted", "norm", "tokens_per_s")
 
 
@@ -60,4 +64,5 @@ def main(folders):
 
 
 if __name__ == "__main__":
+    may_be_cut()
     main(sys.argv[1:])

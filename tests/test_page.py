@@ -101,6 +101,8 @@ def test_the_picture_is_that_of_the_step(shown):
     assert (pixels()[..., :3] == frames[7]).all()
     browser.js("seek(33)")
     assert (pixels()[..., :3] == frames[33]).all()
+    browser, _ = shown(pictures=False)
+    assert browser.js("document.getElementById('picture').offsetHeight") == 0   # no empty frame where there is none
 
 
 def test_keys_the_bar_and_links_move_it(shown):
