@@ -12,10 +12,12 @@ On disk a data set is a folder of shards (observations as safetensors, text as j
     train-00000.safetensors     obs (N, D), episodes back to back; offsets (E+1,) int64
     train-00000.jsonl           a line per episode: id, annotated ("all" or [[start, end], ..]), captions [{start, end, text}]
 """
+import functools
 import json
 import os
 import re
 import sys
+import unicodedata
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,12 +33,14 @@ SPLIT_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\
 
 
 class Tokenizer:
-    """Text <-> token ids with tiktoken. Ids 0 and 1 are END and SILENCE; text never encodes to them."""
+    """Text <-> token ids with tiktoken. Ids 0 and 1 are END and SILENCE; text encodes to them only where it spells Pythia's names."""
 
-    def __init__(self, pieces, pattern=SPLIT_PATTERN):
-        """pieces: list of bytes, the tokens with ids 2, 3, ..; every single byte must be among them."""
+    def __init__(self, pieces, pattern=SPLIT_PATTERN, stored=None):
+        """pieces: list of bytes, the tokens with ids 2, 3, ..; every single byte must be among them. stored: what `save` writes."""
         self.pieces = pieces
         self.vocab_size = len(pieces) + 2
+        self.stored = stored or {"pieces": [piece.decode("latin-1") for piece in pieces]}
+        self.raw, self.added, self.normalise = {}, {}, str                # text -> id of what is cut out before and after normalising
         ranks = {piece: i for i, piece in enumerate(pieces, start=2)}
         self.bpe = tiktoken.Encoding("grounding", pat_str=pattern, mergeable_ranks=ranks, special_tokens={})
 
@@ -48,17 +52,67 @@ class Tokenizer:
 
     @classmethod
     def from_file(cls, path):
-        return cls([piece.encode("latin-1") for piece in json.loads(Path(path).read_text())["pieces"]])
+        """Reads what `save` wrote, or the tokenizer.json of a Pythia model; its ids are those of the `tokenizers` library.
+
+        Raises FileNotFoundError, or ValueError with one line for a tokenizer.json that asks for anything but byte-level BPE after NFC.
+        """
+        if not Path(path).exists(): raise FileNotFoundError(f"{path} is missing: the tokenizer comes with the checkpoint")
+        try: stored = json.loads(Path(path).read_text(encoding="utf-8"))
+        except ValueError as e: raise ValueError(f"{path} is not JSON ({e}): fetch it again") from None
+        if "pieces" in stored: return cls([piece.encode("latin-1") for piece in stored["pieces"]])
+        _refuse_unsupported(stored, path)
+        added = {entry["content"]: entry for entry in stored["added_tokens"]}
+        ids = {text: i for text, i in stored["model"]["vocab"].items() if text not in added}
+        pieces = {i: bytes(_BYTE[c] for c in text) for text, i in ids.items()}
+        pieces |= {entry["id"]: text.encode() for text, entry in added.items()}
+        if sorted(pieces) != list(range(len(pieces))): raise ValueError(f"{path}: the token ids have holes or occur twice")
+        tokenizer = cls([pieces[i] for i in range(2, len(pieces))], stored=stored)
+        tokenizer.raw, tokenizer.added = ({text: e["id"] for text, e in added.items() if e["normalized"] == n} for n in (False, True))
+        if stored["normalizer"]: tokenizer.normalise = functools.partial(unicodedata.normalize, "NFC")
+        return tokenizer
 
     def save(self, path):
-        Path(path).write_text(json.dumps({"pieces": [piece.decode("latin-1") for piece in self.pieces]}))
+        Path(path).write_text(json.dumps(self.stored, ensure_ascii=False), encoding="utf-8")
 
     def encode(self, text):
-        return self.bpe.encode_ordinary(text)
+        """str -> list of ids. Where a tokenizer.json was read: NFC first, and the added tokens cut out, longest first."""
+        ids, special = [], self.raw | self.added
+        for part in _cut(text, self.raw):
+            for word in _cut(self.normalise(part), self.added):
+                ids += [special[word]] if word in special else self.bpe.encode_ordinary(word)
+        return ids
 
     def decode(self, ids):
-        """Text of a list of ids; END and SILENCE are left out, broken UTF-8 becomes U+FFFD."""
-        return b"".join(self.pieces[i - 2] for i in ids if i > SILENCE).decode("utf-8", errors="replace")
+        """Text of a list of ids; END and SILENCE are left out, broken UTF-8 and ids without a token become U+FFFD."""
+        pieces = (self.pieces[i - 2] if i < self.vocab_size else b"\xff" for i in ids if i > SILENCE)
+        return b"".join(pieces).decode("utf-8", errors="replace")
+
+
+# GPT-2's characters for the bytes of a vocabulary in JSON: printable ones stand for themselves, the others for 256, 257, ..
+_PRINTABLE = [*range(33, 127), *range(161, 173), *range(174, 256)]
+_BYTE = {chr(b): b for b in _PRINTABLE} | {chr(256 + i): b for i, b in enumerate(sorted(set(range(256)) - set(_PRINTABLE)))}
+
+
+def _cut(text, tokens):
+    """Splits text at the given tokens, the leftmost first, of those the longest, and keeps them."""
+    if not tokens: return [text]
+    return re.split("(" + "|".join(map(re.escape, sorted(tokens, key=len, reverse=True))) + ")", text)
+
+
+def _refuse_unsupported(stored, path):
+    """One line where a tokenizer.json is not byte-level BPE as Pythia's: END and SILENCE first, merges in the order of the ids."""
+    model, split, end = stored["model"], stored["pre_tokenizer"] or {}, [t for t in stored["added_tokens"] if t["id"] <= SILENCE]
+    merged = [model["vocab"][m.replace(" ", "") if isinstance(m, str) else "".join(m)] for m in model.get("merges", ())]
+    for what, fine in {
+        f"normalizer {stored['normalizer']}": (stored["normalizer"] or {}).get("type", "NFC") == "NFC",
+        f"pre-tokenizer {split}": split.get("type") == "ByteLevel" and not split["add_prefix_space"] and split.get("use_regex", True),
+        f"model {model['type']}": model["type"] == "BPE" and not any(model.get(k) for k in
+            ("dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback")),
+        "merges that are not in the order of their ids": all(a < b for a, b in zip(merged, merged[1:], strict=False)),
+        "no tokens 0 and 1 for END and SILENCE": len(end) == 2,
+        "added tokens that strip or stand alone": not any(t["lstrip"] or t["rstrip"] or t["single_word"] for t in stored["added_tokens"]),
+    }.items():
+        if not fine: raise ValueError(f"{path}: {what} cannot be read, only byte-level BPE as Pythia's")
 
 
 class Caption(NamedTuple):
@@ -73,6 +127,7 @@ def write_stream(captions, steps, tokenizer):
     tok, free = np.full(steps, SILENCE), 0
     for caption in sorted(captions, key=lambda c: c.start):
         ids = tokenizer.encode(caption.text)
+        if ids and min(ids) <= SILENCE: ids = tokenizer.bpe.encode_ordinary(caption.text)   # "<|padding|>" in a caption is ordinary text
         if not ids: raise ValueError(f"caption at step {caption.start} has no tokens: {caption.text!r}; give it a text or remove it")
         start = max(caption.start, free)
         ids = np.array(ids + [END])[:max(steps - start, 0)]

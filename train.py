@@ -21,7 +21,9 @@ from tqdm import tqdm
 
 import checkpoint
 import evaluate
+from attention import ahead_attention
 from configurator import configure, stop
+from cross_entropy import cross_entropy
 from data import END, SILENCE, Episodes, Tokenizer, Windows, choose_annotated, read_stream
 from encoder import Encoder
 from model import Config, GPTNeoX
@@ -44,6 +46,7 @@ ahead_stride = 4                      # predicts from every s-th step
 ahead = "steps"                       # what is next: 'steps' (silence included) | 'spoken' (tokens that are not silence)
 context = "all"                       # main-stream steps a block sees: 'all' up to its own | 0: its own only
 through = "hidden"                    # what carries the message: 'hidden' state | 'text', the expected word embedding
+attention = "auto"                    # of the predictor: the 'mask' up to 256 rows, else 'fast' | 'mask' | 'fast'
 condition = True                      # False: the predictor never hears from the encoder (a control)
 predict_weight = 0.5                  # of loss_predict beside loss_ground; 0: no predictor
 cut = False                           # True: no gradient from predictor to encoder (a control)
@@ -99,10 +102,12 @@ def ahead_index(tok, starts, K, ahead):
 class Predictor(nn.Module):
     """GPT-NeoX plus one linear map: main stream embed(tok_{i-1}) + condition(hidden_i), and from each start a block of K tokens."""
 
-    def __init__(self, lm, encoder_width, K, ahead="steps", context="all", through="hidden", stride=1):
+    def __init__(self, lm, encoder_width, K, ahead="steps", context="all", through="hidden", stride=1, attention="auto"):
         super().__init__()
         assert ahead in ("steps", "spoken") and context in ("all", 0) and through in ("hidden", "text")
+        assert attention in ("auto", "mask", "fast")
         self.lm, self.K, self.ahead, self.context, self.through, self.stride = lm, K, ahead, context, through, stride
+        self.attention = attention
         self.condition = nn.Linear(encoder_width, lm.config.hidden_size, bias=False)
         nn.init.zeros_(self.condition.weight)
 
@@ -117,17 +122,20 @@ class Predictor(nn.Module):
         index = ahead_index(tok, starts, self.K, self.ahead)                            # (B, S, K)
         target = F.pad(tok, (0, 1), value=END).gather(1, index.flatten(1)).view_as(index)
         before = torch.cat((tok[:, starts, None], target[..., :-1]), -1)                # block (t, j) reads the token before its target
-        return self.decode(tok, prev, message, starts, before), target, before, index
+        return self.decode(tok, prev, message, starts, before, self.attention), target, before, index
 
-    def decode(self, tok, prev, message, starts, before):
-        """One pass over the main stream and the blocks whose input tokens are before (B, S, K)."""
+    def decode(self, tok, prev, message, starts, before, attention="mask"):
+        """One pass over the main stream and the blocks whose input tokens are before (B, S, K); not by mask: a start every `stride`."""
         T, K = tok.shape[1], before.shape[2]
         main = self.lm.embed(torch.cat((prev[:, None], tok[:, :-1]), 1)) + message      # (B, T, d)
         x = torch.cat((main, self.lm.embed(before).flatten(1, 2)), 1)                   # (B, T+SK, d)
         pos = torch.cat((torch.arange(T, device=tok.device), (starts[:, None] + torch.arange(1, K + 1, device=tok.device)).flatten()))
-        mask = ahead_mask(T, starts, K, self.context)
-        attend = lambda q, k, v: F.scaled_dot_product_attention(q, k, v, mask)
-        return self.lm.stack(x, pos, attend)[:, T:].unflatten(1, (-1, K))               # (B, S, K, d)
+        if attention == "fast" or attention == "auto" and len(pos) > 256:
+            attend = lambda q, k, v: ahead_attention(q, k, v, T, K, self.stride, self.context)
+        else:
+            mask = ahead_mask(T, starts, K, self.context)
+            attend = lambda q, k, v: F.scaled_dot_product_attention(q, k, v, mask[-q.shape[2]:])
+        return self.lm.stack(x, pos, attend, skip=T).unflatten(1, (-1, K))              # (B, S, K, d)
 
     @torch.no_grad()
     def forecast(self, tok, prev, message, starts):
@@ -157,29 +165,30 @@ class Predictor(nn.Module):
 class Grounding(nn.Module):
     """Encoder and predictor in one module whose forward returns the sums of the losses and their counts."""
 
-    def __init__(self, encoder, predictor, cut=False, predicts=True):
-        """cut: no gradient from predictor to encoder; predicts False: the predictor is left out."""
+    def __init__(self, encoder, predictor, cut=False, predicts=True, self_labels=False):
+        """cut: no gradient from predictor to encoder; predicts: with loss_predict; self_labels: with loss_self."""
         super().__init__()
-        self.encoder, self.predictor, self.cut, self.predicts = encoder, predictor, cut, predicts
+        self.encoder, self.predictor, self.cut, self.predicts, self.self_labels = encoder, predictor, cut, predicts, self_labels
         predictor.requires_grad_(predicts)
 
     def forward(self, batch, tok, good):
         """Sums and counts of loss_ground, loss_predict, loss_self. tok (B, T) is the full stream, good (B, T) what was accepted of it."""
         hidden = self.encoder(batch.obs, tok, batch.prev, batch.keep)                   # (B, T, d)
         known, good = batch.known & batch.inside, good & batch.inside
-        spoken = F.cross_entropy(self.encoder.logits(hidden).flatten(0, 1).float(), tok.flatten(), reduction="none").view_as(tok)
-        sums, counts = [(spoken * known).sum(), 0 * hidden.sum(), (spoken * good).sum()], [known.sum(), known.sum(), good.sum()]
-        if self.predicts:
-            loss, _, _, index = self.predict(hidden.detach() if self.cut else hidden, tok, batch.prev)
-            weight = F.pad(known | good, (0, 1)).gather(1, index.flatten(1)).view_as(index)
-            sums[1], counts[1] = (loss * weight).sum(), weight.sum()
-        return torch.stack(sums), torch.stack(counts)
+        speak = self.encoder.lm.embed_out.weight
+        nothing = 0 * hidden.sum(), known.sum()
+        ground = cross_entropy(hidden, speak, tok, known)[0], known.sum()
+        itself = (cross_entropy(hidden, speak, tok, good)[0], good.sum()) if self.self_labels else nothing
+        predict = self.predict(hidden.detach() if self.cut else hidden, tok, batch.prev, known | good)[:2] if self.predicts else nothing
+        return tuple(map(torch.stack, zip(ground, predict, itself, strict=True)))
 
-    def predict(self, hidden, tok, prev):
-        """Loss of every block token, its target, the token before it, and its step (T where there is none), each (B, S, K)."""
+    def predict(self, hidden, tok, prev, counted):
+        """Sum of the predictor's losses on targets at counted steps (B, T), their number, and of each block token, (B, S, K): its loss,
+        target, the token before it, and whether it counted."""
         out, target, before, index = self.predictor(tok, prev, self.predictor.message(hidden, self.encoder))
-        loss = F.cross_entropy(self.predictor.lm.embed_out(out).flatten(0, 2).float(), target.flatten(), reduction="none")
-        return loss.view_as(target), target, before, index
+        weight = F.pad(counted, (0, 1)).gather(1, index.flatten(1)).view_as(index)
+        total, loss = cross_entropy(out, self.predictor.lm.embed_out.weight, target, weight)
+        return total, weight.sum(), loss, target, before, weight
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -237,8 +246,8 @@ def build(tokenizer, episodes):
     shape = Config(tokenizer.vocab_size, hidden_size, num_hidden_layers, num_attention_heads)
     encoder = Encoder(GPTNeoX(shape), episodes.meta["obs_dim"], T)
     standardise(encoder.projector, episodes)
-    predictor = Predictor(GPTNeoX(shape), hidden_size, K, ahead, context, through, ahead_stride)
-    model = Grounding(encoder, predictor, cut, predicts=predict_weight > 0)
+    predictor = Predictor(GPTNeoX(shape), hidden_size, K, ahead, context, through, ahead_stride, attention)
+    model = Grounding(encoder, predictor, cut, predicts=predict_weight > 0, self_labels=self_weight > 0)
     if not condition: predictor.condition.requires_grad_(False)
     return model
 
