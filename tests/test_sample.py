@@ -18,14 +18,17 @@ from train import Predictor
 
 @pytest.fixture
 def run(toy, tokenizer, tmp_path):
-    """A run's folder with models of chance weights, bent to speak and to fall silent at changes of the observations."""
-    shape = Config(tokenizer.vocab_size, 32, 2, 2)
+    """A run's folder with models of chance weights, drawn until the encoder writes several captions."""
+    shape, obs = Config(tokenizer.vocab_size, 32, 2, 2), Episodes(toy, "test").obs(0)[None]
     folder = tmp_path / "run/step-000001"
-    encoder, predictor = Encoder(GPTNeoX(shape), 6, 16), Predictor(GPTNeoX(shape), 32, K=4)
-    with torch.no_grad():
-        encoder.projector.scale.fill_(8)
-        encoder.lm.embed_out.weight[2:258] = 0                 # words, hardly single bytes
-        encoder.lm.embed_out.weight *= 8
+    for seed in range(100):
+        torch.manual_seed(seed)
+        encoder, predictor = Encoder(GPTNeoX(shape), 6, 16), Predictor(GPTNeoX(shape), 32, K=4)
+        with torch.no_grad():
+            encoder.projector.scale.fill_(3)
+            encoder.lm.embed_out.weight[2:258] = 0             # words, hardly single bytes
+            encoder.lm.embed_out.weight *= 8
+        if len(read_stream(encoder.annotate(obs)[0][0], tokenizer)) > 3: break
     encoder.save_pretrained(folder / "encoder")
     predictor.save_pretrained(folder / "predictor")
     tokenizer.save(folder / "tokenizer.json")
