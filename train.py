@@ -26,6 +26,7 @@ from configurator import configure, stop
 from cross_entropy import cross_entropy
 from data import END, SILENCE, Episodes, Tokenizer, Windows, choose_annotated, read_stream
 from encoder import Encoder
+from meter import Meter, mirrors
 from model import Config, GPTNeoX
 
 # data
@@ -69,6 +70,8 @@ eval_interval = 200                   # steps
 eval_episodes = 20                    # validation episodes of one evaluation
 device = "auto"                       # 'auto' | 'cpu' | 'cuda' | 'mps'
 compile = False                       # torch.compile the models
+wandb = ""                            # project of Weights & Biases to log to as well; '' is off
+tensorboard = False                   # write the log for TensorBoard as well, into out_dir
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -283,7 +286,9 @@ def main(config):
     Path(out_dir).mkdir(parents=True, exist_ok=True)
     log = open(Path(out_dir) / "log.jsonl", "w")
 
-    progress = tqdm(range(max_iters), desc="training")
+    mirrored = mirrors(wandb, tensorboard, out_dir, config)
+    meter, speed = Meter(model, batch_size, T, annotated_fraction, where), {}
+    progress = tqdm(range(max_iters), desc="training", disable=None)                    # quiet when not a terminal
     for step in progress:
         batch = windows.batch(step, range(batch_size)).to(where)
         tok, good = batch.tok, torch.zeros_like(batch.known)
@@ -300,15 +305,21 @@ def main(config):
         optimizer.step()
         if not teacher: follow(target, model.encoder, min(ema, (1 + step) / (10 + step)))
 
-        if (step + 1) % 10 == 0: progress.set_postfix(ground=f"{loss_ground:.3f}", predict=f"{loss_predict:.3f}")
+        meter.count(step >= write_from)
+        if (step + 1) % 10 == 0:
+            speed = meter.read()
+            shown = dict(ground=loss_ground.item(), predict=loss_predict.item(), **speed)
+            progress.set_postfix({name: f"{value:.3g}" for name, value in shown.items() if name != "steps_per_s"})
         if (step + 1) % eval_interval and step + 1 < max_iters: continue
         found = evaluate.captions(model.encoder, val, range(min(eval_episodes, len(val))), tokenizer, where)
         line = dict(step=step + 1, ground=loss_ground.item(), predict=loss_predict.item(), norm=norm.item(), accepted=int(good.sum()),
-                    **{k: v for k, v in found.items() if k != "kinds"})
+                    **speed, **{k: v for k, v in found.items() if k != "kinds"})
         log.write(json.dumps(line) + "\n")
         log.flush()
+        for mirror in mirrored: mirror(line)
         progress.write("  ".join(f"{k} {v:.3f}" if isinstance(v, float) else f"{k} {v}" for k, v in line.items()))
         checkpoint.save(out_dir, step + 1, model, target, tokenizer, config)
+        meter.read()                                                                    # evaluation is no training
 
     results = evaluate.report(model, tokenizer, train, annotated, test, T, where)
     (Path(out_dir) / "results.json").write_text(json.dumps(results, indent=2))
