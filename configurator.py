@@ -7,6 +7,7 @@ Strict: whatever cannot be meant is one line on stderr and exit code 2.
 """
 import ast
 import difflib
+import signal
 import sys
 from pathlib import Path
 
@@ -26,6 +27,11 @@ def settings(script):
         except ValueError: continue
         found[node.targets[0].id] = default, lines[node.end_lineno - 1].partition("  # ")[2]
     return found
+
+
+def may_be_cut():
+    """`| head` ends a script that shows things quietly. Not for training, where a socket may break too."""
+    if hasattr(signal, "SIGPIPE"): signal.signal(signal.SIGPIPE, signal.SIG_DFL)
 
 
 def stop(message):
@@ -56,7 +62,8 @@ def from_file(path, known):
 
 def from_argument(argument, known):
     name, equals, text = argument[2:].partition("=")
-    if not equals: stop(f"{argument}: a setting is given as --name=value")
+    if not equals and type(known.get(name, [None])[0]) is bool: text = "True"          # --json is --json=True
+    elif not equals: stop(f"{argument}: a setting is given as --name=value")
     try: value = ast.literal_eval(text)
     except (ValueError, SyntaxError): value = text
     if name in known and isinstance(known[name][0], str) and not isinstance(value, list): value = text
@@ -68,6 +75,7 @@ def configure(namespace, argv=None):
     known = settings(namespace["__file__"])
     for argument in sys.argv[1:] if argv is None else argv:
         if argument in ("-h", "--help"):
+            may_be_cut()
             print((namespace["__doc__"] or "").strip() + "\n\nSettings (--name=value):")
             for name, (default, comment) in known.items(): print(f"  --{name}={default!r}".ljust(36) + comment)
             sys.exit(0)

@@ -3,6 +3,9 @@ Text and episodes: a tokenizer, captions <-> streams, episodes on disk, and the 
 
 A stream has one token per time step: SILENCE, or a caption's tokens followed by END, from the caption's start on.
 
+    python data.py pack --help               your own observations and captions -> a data set
+    python data.py show data/crafter         what is in one, and what will hurt training
+
     python data.py check data/crafter        reads a whole data set and reports every fault; shards.py has the format
 """
 import functools
@@ -267,6 +270,15 @@ def choose_annotated(n_episodes, n_annotated, seed):
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["check"] and len(sys.argv) == 3:
-        sys.exit(shards.check(sys.argv[2]))
-    sys.exit("python data.py check <folder>")
+    from configurator import may_be_cut
+    may_be_cut()
+    if sys.argv[1:2] == ["pack"]:
+        import pack
+        pack.configure(vars(pack), sys.argv[2:])
+        sys.exit(pack.main())
+    if sys.argv[1:2] == ["show"]:
+        import show
+        sys.exit(show.main(sys.argv[2:]))
+    if sys.argv[1:2] == ["check"] and len(sys.argv) == 3: sys.exit(shards.check(sys.argv[2]))
+    if not {"-h", "--help"} & set(sys.argv): sys.exit("python data.py pack .., show <folder> or check <folder>; --help tells more")
+    print(__doc__.strip())

@@ -5,6 +5,7 @@ The encoder: reads a stream of observations and writes a stream of text, one tok
 
     encoder = Encoder.from_pretrained("out/crafter")
     tok, prob = encoder.annotate(obs)                        # (B, N, D) -> (B, N) token ids and their probabilities
+    for tok, prob in encoder.follow(observations): ...       # the same, step by step: (B, D) -> (B,) as they come
 """
 from pathlib import Path
 
@@ -88,6 +89,21 @@ class Encoder(nn.Module):
             chosen = p.argmax(-1) if noise is None else self._draw(p, noise[:, t])
             tok[:, t] = before = torch.where(known[:, t], tok[:, t], chosen)
             prob[:, t] = p.gather(1, before[:, None])[:, 0]
+
+    @torch.no_grad()
+    def follow(self, observations):
+        """annotate() while the stream is still coming: for each (B, D) of an iterable yields its tok (B,) and prob (B,).
+
+        Every half window a cache starts; the older of the last two writes, the younger is primed: constant cost and memory.
+        """
+        half, before, caches = self.window // 2, None, []
+        for t, obs in enumerate(observations):
+            if before is None: before = torch.full((len(obs),), END, device=obs.device)
+            if t % half == 0: caches = caches[-1:] + [self.lm.new_cache(len(obs), 2 * half)]
+            x = self.lm.embed(before)[:, None] + self.projector(obs[:, None])           # (B, 1, d)
+            hidden = [self.lm.stack(x, cache=cache) for cache in caches][0]
+            prob, before = self.logits(hidden[:, 0]).float().softmax(-1).max(-1)
+            yield before, prob
 
     @staticmethod
     def _draw(p, u):

@@ -29,6 +29,7 @@ from configurator import Fault, configure, stop
 from cross_entropy import cross_entropy
 from data import END, SILENCE, Episodes, Tokenizer, Windows, choose_annotated, read_stream
 from encoder import Encoder
+from meter import Meter, mirrors
 from model import Config, GPTNeoX
 
 # data
@@ -77,6 +78,8 @@ resume = False                        # True: go on from the newest checkpoint i
 device = "auto"                       # 'auto' | 'cpu' | 'cuda' | 'mps'
 dtype = "auto"                        # 'auto': bfloat16 on CUDA, else float32 | 'bfloat16' by autocast | 'float32' | 'float64'
 compile = False                       # torch.compile the models
+wandb = ""                            # project of Weights & Biases to log to as well; '' is off
+tensorboard = False                   # write the log for TensorBoard as well, into out_dir
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -311,12 +314,13 @@ def sane(step, losses, norm, state):
     return True
 
 
-def record(log, model, val, tokenizer, where, state, line):
-    """Lets the encoder write on validation episodes; a line in the log, and the best score so far."""
+def record(log, mirrored, model, val, tokenizer, where, state, line):
+    """Lets the encoder write on validation episodes; a line in the log and its mirrors, and the best score so far."""
     found = evaluate.captions(model.encoder, val, range(min(eval_episodes, len(val))), tokenizer, where)
     line |= {k: v for k, v in found.items() if k != "kinds"}
     log.write(json.dumps(line) + "\n")
     log.flush()
+    for mirror in mirrored: mirror(line)
     processes.say("  ".join(f"{k} {v:.3f}" if isinstance(v, float) else f"{k} {v}" for k, v in line.items()))
     if state["best"] is None or found["f1"] > state["best"][0]: state["best"] = (found["f1"], line["step"])
 
@@ -347,7 +351,7 @@ def open_data():
     if processes.RANK == 0: default_data()
     processes.tell(None)                                                                # the others wait
     train, val, test = (Episodes(data, split) for split in ("train", "val", "test"))
-    annotated = choose_annotated(len(train), n_annotated, seed)
+    annotated = [i for i in choose_annotated(len(train), len(train), seed) if train.records[i]["annotated"]][:n_annotated]
     if annotated and not any(train.captions(i) for i in annotated):
         raise Fault(f"{data}: none of the {len(annotated)} annotated training episodes has a caption; --n_annotated=0 trains without any")
     if batch_size < processes.WORLD: raise Fault(f"--batch_size={batch_size}: {processes.WORLD} processes need a window each")
@@ -381,9 +385,11 @@ def main(config):
     run = processes.parallel(torch.compile(model) if compile else model)
     with cast: processes.settle(run, windows.batch(0, mine[:1]).to(where))
     log = checkpoint.open_log(out_dir, state["step"]) if processes.RANK == 0 else None
+    mirrored = mirrors(wandb, tensorboard, out_dir, config) if processes.RANK == 0 else []
     asked, stopping, steps = processes.listen(), False, range(state["step"], max_iters)
 
-    progress = tqdm(steps, "training", initial=state["step"], total=max_iters, disable=processes.RANK > 0)
+    meter, speed = Meter(model, len(mine), T, annotated_fraction, where), {}
+    progress = tqdm(steps, "training", initial=state["step"], total=max_iters, disable=processes.RANK > 0 or None)
     for step, batch in zip(progress, windows.ahead(steps, mine), strict=False):
         batch = batch.to(where)
         with cast: tok, good = write(target, batch, step)
@@ -408,11 +414,14 @@ def main(config):
             optimizer.step()
             if not teacher: follow(target, model.encoder, min(ema, (1 + step) / (10 + step)))
         state["step"] = step + 1
-        if (step + 1) % 10 == 0: progress.set_postfix({name: f"{loss:.3f}" for name, loss in losses.items()})
+        meter.count(step >= write_from)
+        if (step + 1) % 10 == 0:
+            speed = meter.read()
+            progress.set_postfix({name: f"{value:.3g}" for name, value in (losses | speed).items() if name != "steps_per_s"})
         due = (step + 1) % eval_interval == 0 or step + 1 == max_iters
         if due and processes.RANK == 0:
-            line = dict(step=step + 1, **losses, norm=norm, accepted=int(n_accepted))
-            record(log, model, val, tokenizer, where, state, line)
+            line = dict(step=step + 1, **losses, norm=norm, accepted=int(n_accepted), **speed)
+            record(log, mirrored, model, val, tokenizer, where, state, line)
         if (due or stopping) and not state["bad"] and processes.RANK == 0:
             processes.say(checkpoint.save(out_dir, model, target, optimizer, tokenizer, config, state, keep))
         if stopping: break

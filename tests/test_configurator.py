@@ -34,6 +34,11 @@ def test_file_and_arguments_override_in_order(script, tmp_path):
     assert resolved == dict(lr=1.0, name="3", init="a/b", flag=True, K=2) and script["K"] == 2
 
 
+def test_a_bare_name_switches_a_flag_on(script):
+    script["flag"] = False
+    assert configure(script, ["--flag"])["flag"] is True
+
+
 @pytest.mark.parametrize("argument, message", [
     ("--k_ahead=3", "unknown setting 'k_ahead'"), ("--nam=3", "did you mean 'name'"), ("--K=2.5", "K is a int"),
     ("--flag=1", "flag is a bool"), ("--K", "--name=value"), ("missing.py", "No such file"),

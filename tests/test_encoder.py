@@ -1,3 +1,5 @@
+import weakref
+
 import torch
 
 from data import END
@@ -40,6 +42,30 @@ def test_an_episode_longer_than_the_window_is_written_in_windows_primed_with_the
         hidden = encoder(obs[:, start:start + 8], tok[:, start:start + 8], tok[:, start - 1])
         p = encoder.logits(hidden).softmax(-1)[:, 4:]
         assert torch.equal(tok[:, start + 4:start + 8], p.argmax(-1))
+
+
+def test_following_a_stream_writes_what_annotate_writes(tiny):
+    for window in (8, 7):
+        encoder = Encoder(tiny, 5, window).double()
+        for steps in (1, 5, 8, 9, 21):
+            obs = torch.randn(2, steps, 5, dtype=torch.float64)
+            tok, prob = (torch.stack(x, 1) for x in zip(*encoder.follow(obs.unbind(1)), strict=True))
+            expected, sure = encoder.annotate(obs)
+            assert torch.equal(tok, expected)
+            torch.testing.assert_close(prob, sure)
+
+
+def test_following_a_stream_keeps_two_caches_however_long_it_is(encoder, monkeypatch):
+    made, new_cache = [], encoder.lm.new_cache
+    def counted(B, T):
+        cache = new_cache(B, T)
+        made.append(weakref.ref(cache[0]))
+        assert T <= encoder.window
+        return cache
+    monkeypatch.setattr(encoder.lm, "new_cache", counted)
+    for _ in encoder.follow(torch.randn(1, 5, dtype=torch.float64) for _ in range(99)):
+        assert sum(cache() is not None for cache in made) <= 2
+    assert len(made) == 25
 
 
 def test_no_step_sees_a_later_observation(encoder):

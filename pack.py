@@ -1,0 +1,209 @@
+"""
+Packs a user's own observations and captions into a data set (data.py says what that is).
+
+    python data.py pack --obs='episodes/*.npy' --captions=captions.csv --out=data/mine
+    python data.py pack --obs='episodes/*.npy' --captions=captions.csv --out=data/mine --fps=5      times in seconds
+
+Observations: .npy, .npz or .safetensors, an array (steps, dims) per episode. A file's only array is the episode named like the
+file without its ending; several are the episodes file/array.
+Captions: .csv with the columns episode,start,text and optionally end, or .jsonl with the same keys, as `sample.py --json` writes.
+Episodes that the captions do not name count as not annotated. The same call again goes on where it was stopped.
+"""
+import csv
+import difflib
+import glob
+import hashlib
+import json
+import math
+import os
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from tqdm import tqdm
+
+from configurator import configure, stop
+from data import Caption, Episode, shard_path, write_meta, write_shard
+
+obs = ""                              # the observations' files, e.g. 'episodes/*.npy'
+captions = ""                         # .csv or .jsonl; without it nothing is annotated
+out = ""                              # folder of the data set, e.g. data/mine
+fps = 0.0                             # steps per second; with it the captions' times are seconds, else steps
+annotated = "all"                     # an episode with captions is annotated: 'all' of it | 'captions', only where they are
+val = 0.1                             # share of the annotated episodes that validate, at least one
+test = 0.1                            # share that test, at least one
+source = ""                           # where the observations come from, for meta.json
+licence = ""                          # and what may be done with them
+
+SHARD = 256 * 2 ** 20                 # bytes of observations in a shard
+KEPT = {"uint8": torch.uint8, "float16": torch.float16, "float32": torch.float32, "bfloat16": torch.bfloat16}   # others become float32
+
+
+def arrays(path):
+    """The arrays of a file: [(name, shape, dtype as text)], from its header alone."""
+    if path.endswith(".safetensors"):
+        with safe_open(path, "pt") as f: slices = {name: f.get_slice(name) for name in f.keys()}
+        return [(name, tuple(x.get_shape()), str(x[:0].dtype)[6:]) for name, x in slices.items()]
+    if path.endswith(".npy"):
+        array = np.load(path, mmap_mode="r")
+        return [("", array.shape, array.dtype.name)]
+    if not path.endswith(".npz"): raise ValueError("neither .npy, .npz nor .safetensors")
+    with zipfile.ZipFile(path) as files:
+        return [(name[:-4], *header(files.open(name))) for name in files.namelist()]
+
+
+def header(file):
+    version = np.lib.format.read_magic(file)
+    shape, _, dtype = (np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0)(file)
+    return shape, dtype.name
+
+
+def load(path, name, dtype):
+    """One episode's observations (N, D), finite."""
+    if path.endswith(".safetensors"):
+        with safe_open(path, "pt") as f: x = f.get_tensor(name)
+    else:
+        x = np.load(path)
+        x = torch.from_numpy(np.ascontiguousarray(x[name] if path.endswith(".npz") else x))
+    x = x.to(KEPT[dtype])
+    bad = ~torch.isfinite(x).all(1)
+    if bad.any(): stop(f"{path}{':' + name if name else ''}, step {int(bad.nonzero()[0])}: not a finite number, or too large for {dtype}")
+    return x
+
+
+def find():
+    """The episodes: [(id, path, name, steps)] in order of their ids, the dims, and the dtype."""
+    found, kinds, dims = [], set(), {}
+    for path in sorted(glob.glob(os.path.expanduser(obs), recursive=True)):
+        try: inside = arrays(path)
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile, SafetensorError) as error: stop(f"{path}: not observations: {error}")
+        for name, shape, dtype in inside:
+            where = path + (f", array {name}" if name else "")
+            if len(shape) != 2 or not all(shape): stop(f"{where}: shape {shape}; observations are (steps, dims)")
+            dims.setdefault(shape[1], where)
+            kinds.add("uint8" if dtype == "bool" else dtype if dtype in KEPT else "float32")
+            found.append((Path(path).stem + (f"/{name}" if len(inside) > 1 else ""), path, name, shape[0]))
+    if not found: stop(f"--obs={obs}: no such files; quote the pattern, e.g. --obs='episodes/*.npy'")
+    if len(dims) > 1: stop("observations differ in dims: " + ", ".join(f"{d} in {where}" for d, where in list(dims.items())[:2]))
+    found.sort()
+    for a, b in zip(found, found[1:], strict=False):
+        if a[0] == b[0]: stop(f"{a[1]} and {b[1]}: two episodes called {a[0]!r}; rename one")
+    return found, min(dims), kinds.pop() if len(kinds) == 1 else "float32"
+
+
+def lines(path):
+    """(line number, dict) of a captions file."""
+    try: file = open(path, newline="", encoding="utf-8-sig")
+    except OSError as error: stop(f"{path}: {error.strerror}")
+    with file:
+        if path.endswith(".csv"):
+            reader = csv.DictReader(file)
+            missing = {"episode", "start", "text"} - set(reader.fieldnames or [])
+            if missing: stop(f"{path}, line 1: the columns are episode,start,end,text; missing: {', '.join(sorted(missing))}")
+            yield from ((reader.line_num, row) for row in reader)
+        else:
+            for number, line in enumerate(file, 1):
+                if not line.strip(): continue
+                try: row = json.loads(line)
+                except ValueError as error: stop(f"{path}, line {number}: not a JSON object: {error}")
+                missing = {"episode", "start", "text"} - set(row if isinstance(row, dict) else [])
+                if missing: stop(f"{path}, line {number}: missing: {', '.join(sorted(missing))}")
+                yield number, row
+
+
+def read_captions(path, steps):
+    """{episode id: captions in order} of a file; steps: {episode id: its length}."""
+    found = {}
+    for number, row in lines(path):
+        where, name, text = f"{path}, line {number}", str(row["episode"]), " ".join(str(row["text"] or "").split())
+        rate = 1 if row.get("unit") == "steps" or not fps else fps
+        if name not in steps:
+            near = difflib.get_close_matches(name, steps, 1)
+            stop(f"{where}: no episode {name!r}" + (f"; did you mean {near[0]!r}?" if near else f"; the first is {next(iter(steps))!r}"))
+        try: start, end = float(row["start"]), float(row["start"] if row.get("end") in (None, "") else row["end"])
+        except (TypeError, ValueError): stop(f"{where}: start {row['start']!r}, end {row.get('end')!r}: not numbers")
+        if not text: stop(f"{where}: no text; leave the line out")
+        if not 0 <= start * rate < steps[name] or not start <= end < math.inf:
+            hint = "" if fps else "; times are steps, --fps=.. makes them seconds"
+            stop(f"{where}: start {row['start']}, end {row.get('end')}; episode {name} has steps 0 .. {steps[name] - 1}{hint}")
+        first = int(start * rate + 1e-6)
+        last = min(max(math.ceil(end * rate - 1e-6), first + 1), steps[name])
+        found.setdefault(name, []).append(Caption(first, last, text))
+    return {name: sorted(said) for name, said in found.items()}
+
+
+def divide(ids, named):
+    """{split: ids}: annotated episodes are drawn for val and test, at least one each; what nobody annotated is for training."""
+    order = [named[i] for i in np.random.default_rng(0).permutation(len(named))] if named else []
+    if named and len(named) < 3: stop(f"{len(named)} annotated episodes: to train, validate and test takes three; cut one up")
+    n_val, n_test = (max(round(share * len(order)), 1) if order else 0 for share in (val, test))
+    if order and n_val + n_test >= len(order): stop(f"--val={val} --test={test}: nothing annotated is left for training")
+    held = {"val": set(order[:n_val]), "test": set(order[n_val:n_val + n_test])}
+    return {split: [i for i in ids if (i in held[split] if split in held else not any(i in h for h in held.values()))]
+            for split in ("train", "val", "test")}
+
+
+def plan(found, said, dims, dtype):
+    """{shard: its episodes [(id, path, name, steps)]}; a shard is (split, index)."""
+    splits = divide([e[0] for e in found], [e[0] for e in found if e[0] in said])
+    shards, room = {}, SHARD // (dims * KEPT[dtype].itemsize)
+    for split, ids in splits.items():
+        index, rows, ids = 0, 0, set(ids)
+        for episode in (e for e in found if e[0] in ids):
+            if rows and rows + episode[3] > room: index, rows = index + 1, 0
+            rows += episode[3]
+            shards.setdefault((split, index), []).append(episode)
+    return shards
+
+
+def fingerprint(episodes, said, dtype):
+    """Changes when a shard's files, captions or settings do."""
+    about = [(name, os.path.abspath(path), os.stat(path).st_size, os.stat(path).st_mtime_ns, key) for name, path, key, _ in episodes]
+    return hashlib.sha256(json.dumps([about, [said.get(e[0]) for e in episodes], annotated, dtype]).encode()).hexdigest()
+
+
+def clear(folder, shards):
+    """What an earlier call packed: {shard file: fingerprint}. The folder is no data set until this call is through."""
+    done = folder / "packed.json"
+    if not done.exists() and any(folder.glob("*.safetensors")): stop(f"{folder}: a data set that was not packed here; choose another --out")
+    (folder / "meta.json").unlink(missing_ok=True)
+    kept = json.loads(done.read_text()) if done.exists() else {}
+    planned = {shard_path(folder, *shard).name for shard in shards}
+    for path in folder.glob("*-?????.safetensors"):
+        if path.name in kept and path.name not in planned:
+            path.unlink()
+            path.with_suffix(".jsonl").unlink(missing_ok=True)
+    return {name: key for name, key in kept.items() if name in planned and (folder / name).exists()}
+
+
+def main():
+    for name in ("obs", "out"):
+        if not globals()[name]: stop(f"--{name} is needed; python data.py pack --help")
+    if annotated not in ("all", "captions"): stop(f"--annotated={annotated}: 'all' or 'captions'")
+    if fps < 0: stop(f"--fps={fps}: steps per second, above 0")
+    if not (0 <= val < 1 and 0 <= test < 1): stop(f"--val={val} --test={test}: shares between 0 and 1")
+    found, dims, dtype = find()
+    said = read_captions(captions, {e[0]: e[3] for e in found}) if captions else {}
+    shards, folder = plan(found, said, dims, dtype), Path(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    done = clear(folder, shards)
+    for shard, episodes in tqdm(shards.items(), desc="packing", unit="shard", disable=None):
+        name, key = shard_path(folder, *shard).name, fingerprint(episodes, said, dtype)
+        if done.get(name) == key: continue
+        span = lambda e: "all" if annotated == "all" and e[0] in said else [[c.start, c.end] for c in said.get(e[0], [])]
+        write_shard(folder, *shard, [Episode(e[0], load(e[1], e[2], dtype), said.get(e[0], []), span(e)) for e in episodes])
+        done[name] = key
+        beside = folder / ".packed.json"
+        beside.write_text(json.dumps(done))
+        os.replace(beside, folder / "packed.json")
+    splits = list(dict.fromkeys(split for split, _ in shards))
+    write_meta(folder, obs_dim=dims, dtype=dtype, steps_per_second=fps or None, source=source, licence=licence, splits=splits)
+    print(f"{out}: {len(found)} episodes, {sum(e[3] for e in found):,} steps of {dims} {dtype}, {len(said)} episodes annotated with "
+          f"{sum(map(len, said.values()))} captions; look at it: python data.py show {out}")
+
+
+if __name__ == "__main__":
+    configure(globals())
+    main()

@@ -1,0 +1,212 @@
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, toy_episode
+from safetensors.torch import save_file
+
+import pack
+from data import Caption, Episodes, Tokenizer
+
+
+def data_py(*arguments, cwd):
+    return subprocess.run([sys.executable, str(ROOT / "data.py"), *arguments], cwd=cwd, capture_output=True, text=True)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """What a user has: ten .npy files of 30 steps, and captions for six of them."""
+    rng = np.random.default_rng(0)
+    (tmp_path / "raw").mkdir()
+    for n in range(10): np.save(tmp_path / f"raw/ep{n}.npy", rng.random((30, 4), dtype=np.float32))
+    lines = [f'ep{n},{n},{n + 2},"say {n}, twice"\n' for n in range(6)]
+    (tmp_path / "captions.csv").write_text("episode,start,end,text\n" + "".join(lines))
+    return tmp_path
+
+
+@pytest.fixture
+def packed(folder, monkeypatch, capsys):
+    """Packs with the settings given and returns all episodes: {id: (split, obs, captions, annotated)}."""
+    def call(**settings):
+        about = dict(obs=str(folder / "raw/*"), captions=str(folder / "captions.csv"), out=str(folder / "mine")) | settings
+        for name, value in about.items(): monkeypatch.setattr(pack, name, value)
+        pack.main()
+        meta = json.loads((folder / "mine/meta.json").read_text())
+        found = {}
+        for split in meta["splits"]:
+            episodes = Episodes(folder / "mine", split)
+            for i, record in enumerate(episodes.records):
+                assert record["id"] not in found
+                found[record["id"]] = split, episodes.obs(i), episodes.captions(i), record["annotated"]
+        return found
+    return call
+
+
+def refused(packed, capsys, **settings):
+    with pytest.raises(SystemExit) as stopped: packed(**settings)
+    said = capsys.readouterr().err
+    assert stopped.value.code == 2 and said.count("\n") == 1, said
+    return said
+
+
+def test_every_episode_is_packed_with_its_observations_and_captions(folder, packed):
+    found = packed()
+    assert sorted(found) == [f"ep{n}" for n in range(10)]
+    for n in range(10):
+        split, obs, captions, annotated = found[f"ep{n}"]
+        assert np.array_equal(obs.numpy(), np.load(folder / f"raw/ep{n}.npy"))
+        assert captions == ([Caption(n, n + 2, f"say {n}, twice")] if n < 6 else [])
+        assert annotated == ("all" if n < 6 else []) and (n < 6 or split == "train")
+    assert [sum(found[f"ep{n}"][0] == split for n in range(6)) for split in ("train", "val", "test")] == [4, 1, 1]
+
+
+def test_only_where_captions_are_counts_as_annotated_if_asked(folder, packed):
+    packed(annotated="captions")
+    for split in ("train", "val", "test"):
+        episodes = Episodes(folder / "mine", split)
+        for i in range(len(episodes)):
+            tok, known = episodes.stream(i, Tokenizer.from_captions(["say twice"]))
+            assert known[tok != 1].all() and known.sum() < 15
+
+
+@pytest.mark.parametrize("kind", ["npz", "safetensors"])
+def test_other_files_and_their_types(folder, packed, kind):
+    for path in (folder / "raw").glob("*"): path.unlink()
+    arrays = {f"part{n}": torch.randint(0, 9, (12, 3)).to([torch.float16, torch.bfloat16][kind == "safetensors"]) for n in range(4)}
+    if kind == "npz": np.savez_compressed(folder / "raw/many.npz", **{k: x.numpy() for k, x in arrays.items()})
+    else: save_file(arrays, folder / "raw/many.safetensors")
+    found = packed(captions="")
+    assert sorted(found) == [f"many/part{n}" for n in range(4)]
+    assert all(torch.equal(found[f"many/{k}"][1], x.float()) for k, x in arrays.items())
+    assert json.loads((folder / "mine/meta.json").read_text())["dtype"] == ("float16" if kind == "npz" else "bfloat16")
+
+
+def test_times_in_seconds(folder, packed):
+    (folder / "captions.csv").write_text("episode,start,end,text\nep0,0.5,1.3,a\nep1,2,,b\nep2,2.9,99,c\n")
+    found = packed(fps=10.0)
+    assert [found[f"ep{n}"][2][0][:2] for n in range(3)] == [(5, 13), (20, 21), (29, 30)]
+    assert json.loads((folder / "mine/meta.json").read_text())["steps_per_second"] == 10
+
+
+def test_what_sample_py_writes_is_accepted_as_captions(folder, packed):
+    line = dict(start=7, end=9, text="walk", unit="steps", kind="hit", sure=0.9, expected="")
+    lines = [json.dumps(dict(episode=f"ep{n}") | line) for n in range(3)]
+    (folder / "said.jsonl").write_text("\n".join(lines) + "\n\n")
+    found = packed(captions=str(folder / "said.jsonl"), fps=10.0)
+    assert [found[f"ep{n}"][2] for n in range(3)] == [[Caption(7, 9, "walk")]] * 3
+
+
+def test_a_stopped_call_goes_on_and_gives_the_same(folder, packed, monkeypatch):
+    monkeypatch.setattr(pack, "SHARD", 30 * 4 * 4 * 2)         # two episodes a shard
+    packed()
+    whole = {p.name: p.read_bytes() for p in (folder / "mine").glob("*")}
+    for path in (folder / "mine").glob("*"): path.unlink()
+    write, written = pack.write_shard, []
+    def interrupted(*arguments):
+        if len(written) == 3: raise KeyboardInterrupt
+        written.append(arguments[1:3])
+        write(*arguments)
+    monkeypatch.setattr(pack, "write_shard", interrupted)
+    with pytest.raises(KeyboardInterrupt): packed()
+    assert not (folder / "mine/meta.json").exists()            # not yet a data set
+    monkeypatch.setattr(pack, "write_shard", lambda *a: written.append(a[1:3]) or write(*a))
+    packed()
+    assert len(written) == len(set(written)) and {p.name: p.read_bytes() for p in (folder / "mine").glob("*")} == whole
+
+
+def test_changed_captions_repack_only_their_shard(folder, packed, monkeypatch):
+    monkeypatch.setattr(pack, "SHARD", 30 * 4 * 4)
+    packed()
+    text = (folder / "captions.csv").read_text().replace("say 3", "shout 3")
+    (folder / "captions.csv").write_text(text)
+    write, written = pack.write_shard, []
+    monkeypatch.setattr(pack, "write_shard", lambda *a: written.append(a[3][0].id) or write(*a))
+    assert packed()["ep3"][2][0].text == "shout 3, twice" and written == ["ep3"]
+
+
+def test_fewer_files_leave_no_old_shards(folder, packed, monkeypatch):
+    monkeypatch.setattr(pack, "SHARD", 30 * 4 * 4)
+    packed()
+    for n in range(6, 10): (folder / f"raw/ep{n}.npy").unlink()
+    assert sorted(packed()) == [f"ep{n}" for n in range(6)]
+
+
+@pytest.mark.parametrize("line, message", [
+    ("epp3,1,2,walk", "line 8: no episode 'epp3'; did you mean 'ep3'?"),
+    ("ep1,30,31,walk", "line 8: start 30, end 31; episode ep1 has steps 0 .. 29"),
+    ("ep1,5,4,walk", "start 5, end 4"), ("ep1,x,4,walk", "not numbers"), ("ep1,3,4, ", "line 8: no text"), ("ep1,nan,4,walk", "start nan"),
+    ("ep1,-1,4,walk", "start -1"),
+])
+def test_a_wrong_caption_is_one_line_that_names_it(folder, packed, capsys, line, message):
+    with open(folder / "captions.csv", "a") as f: f.write(line + "\n")
+    assert message in refused(packed, capsys)
+
+
+def test_wrong_observations_are_one_line_that_names_them(folder, packed, capsys):
+    assert "no such files" in refused(packed, capsys, obs="nowhere/*.npy")
+    x = np.zeros((30, 4), np.float32)
+    x[12, 2] = np.nan
+    np.save(folder / "raw/ep3.npy", x)
+    assert "ep3.npy, step 12: not a finite number" in refused(packed, capsys)
+    np.save(folder / "raw/ep3.npy", np.zeros((30, 5), np.float32))
+    assert "observations differ in dims: 4 in" in refused(packed, capsys)
+    np.save(folder / "raw/ep3.npy", np.zeros((30, 2, 2), np.float32))
+    assert "ep3.npy: shape (30, 2, 2); observations are (steps, dims)" in refused(packed, capsys)
+    (folder / "raw/ep3.npy").write_bytes(b"no array")
+    assert "ep3.npy: not observations" in refused(packed, capsys)
+
+
+def test_a_data_set_made_by_others_is_not_touched(toy, folder, packed, capsys):
+    assert "was not packed here" in refused(packed, capsys, out=str(toy))
+    assert len(Episodes(toy, "train")) == 12
+
+
+def test_pack_and_show_at_the_prompt(folder):
+    said = data_py("pack", "--obs=raw/*.npy", "--captions=captions.csv", "--out=mine", cwd=folder)
+    assert said.returncode == 0 and "10 episodes, 300 steps of 4 float32, 6 episodes annotated with 6 captions" in said.stdout, said.stderr
+    assert "--annotated='all'" in data_py("pack", "--help", cwd=folder).stdout
+    assert "did you mean 'captions'" in data_py("pack", "--caption=x", cwd=folder).stderr
+    shown = data_py("show", "mine", cwd=folder)
+    assert shown.returncode == 0 and "train: 8 episodes of 30 to 30 steps" in shown.stdout, shown.stderr
+    assert "no such folder" in data_py("show", "min", cwd=folder).stderr
+
+
+def test_show_warns_of_what_will_hurt(folder, packed, capsys):
+    rng = np.random.default_rng(1)
+    for n in range(10):
+        x = rng.random((1300, 4), dtype=np.float32)
+        x[:, 1], x[:, 2] = 7, x[:, 2] * 1e-4
+        x[:, 3] = (n == 2) * (np.arange(1300) == 0) * 1e3
+        np.save(folder / f"raw/ep{n}.npy", x)
+    np.save(folder / "raw/ep3.npy", x)                         # as ep9
+    dense = [f"ep{n},{t},,walk over to the door number {n}\n" for n in range(6) for t in range(0, 1250, 3)]
+    (folder / "captions.csv").write_text("episode,start,end,text\n" + "".join(dense))
+    packed()
+    import show
+    show.main([str(folder / "mine")])
+    said = capsys.readouterr().out
+    for warning in ("1 of the dims (1) never change", "1 of the dims (2) deviate by less than 0.01", "1 of the dims (3) have values beyond",
+                    "captions wait more than 3 steps", "less than a fifth of the annotated steps is silence",
+                    "texts that no training episode has", "identical episodes: "):
+        assert f"{warning}" in said, warning
+
+
+def test_show_measures_what_is_there(tmp_path, capsys):
+    import show
+    from data import write_meta, write_shard
+    rng = np.random.default_rng(0)
+    for split in ("train", "val", "test"): write_shard(tmp_path, split, 0, [toy_episode(f"{split}{n}", rng) for n in range(30)])
+    write_meta(tmp_path, obs_dim=6, dtype="float32", steps_per_second=2, source="toy", licence="", splits=["train", "val", "test"])
+    splits = {split: Episodes(tmp_path, split) for split in ("train", "val", "test")}
+    every = torch.cat([e.obs(i) for e in splits.values() for i in range(30)])
+    mean, std, least, most, _ = show.observations(splits)
+    torch.testing.assert_close(mean, every.double().mean(0))
+    torch.testing.assert_close(std, every.double().std(0, correction=0))
+    assert torch.equal(least.float(), every.amin(0)) and torch.equal(most.float(), every.amax(0))
+    show.main([str(tmp_path)])
+    said = capsys.readouterr().out
+    assert "30 episodes of 40 to 40 steps, 1,200 steps, 0.17 hours at 2 steps per second" in said and "warning: none" in said
+    assert "120 captions, 3 different" in said
