@@ -202,5 +202,7 @@ class Ahead(torch.autograd.Function):
                 found = None if wanted is None else flash(query, km, vm, step, (g, o, l, wanted))
                 if found: dquery.copy_(found[0]), dkm[:, :found[1].shape[1]].add_(found[1]), dvm[:, :found[2].shape[1]].add_(found[2])
                 else: blocks_backward(*(x.to(wide) for x in (query, km, vm)), step, g.to(wide), e, l, dquery, dkm, dvm)
-            for n in heads(query): own_backward(*(x[n].to(wide) for x in (query, ko, vo, g)), e[n], l[n], dquery[n], dko[n], dvo[n])
+            for n in heads(query):
+                own = [x[n].to(wide).contiguous() for x in (query, ko, vo, g)]
+                own_backward(*own, e[n], l[n], dquery[n], dko[n], dvo[n])
         return dq.to(q.dtype), dk.to(q.dtype), dv.to(q.dtype), None, None, None, None

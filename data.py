@@ -6,29 +6,27 @@ A stream has one token per time step: SILENCE, or a caption's tokens followed by
     python data.py pack --help               your own observations and captions -> a data set
     python data.py show data/crafter         what is in one, and what will hurt training
 
-On disk a data set is a folder of shards (observations as safetensors, text as json lines) and a meta.json:
-
-    meta.json                   obs_dim, dtype, steps_per_second, source, licence, splits, format
-    train-00000.safetensors     obs (N, D), episodes back to back; offsets (E+1,) int64
-    train-00000.jsonl           a line per episode: id, annotated ("all" or [[start, end], ..]), captions [{start, end, text}]
+    python data.py check data/crafter        reads a whole data set and reports every fault; shards.py has the format
 """
 import functools
 import json
-import os
 import re
 import sys
 import unicodedata
+import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import tiktoken
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
+
+import shards
+from configurator import Fault
+from shards import Episode, Shard, read_meta, shard_path, write_meta, write_shard  # noqa: F401 (all of a data set from one import)
 
 END, SILENCE = 0, 1                       # Pythia's <|endoftext|> and its unused <|padding|>
-FORMAT = 1                                # of the data sets on disk
 SPLIT_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"   # GPT-2's
 
 
@@ -152,63 +150,28 @@ def read_stream(tok, tokenizer):
     return [Caption(a, b, tokenizer.decode(tok[a:b])) for a, b in spans([int(t) for t in tok])]
 
 
-class Episode(NamedTuple):
-    """What a domain hands to write_shard; obs (N, D) numpy or torch, annotated "all" or [[start, end], ..] in steps."""
-    id: str
-    obs: np.ndarray
-    captions: list
-    annotated: object = "all"
-    pictures: np.ndarray = None           # (N, h, w, 3) uint8, kept in <split>-<index>-pictures.safetensors
-
-
-def shard_path(folder, split, index):
-    return Path(folder) / f"{split}-{index:05d}.safetensors"
-
-
-def write_shard(folder, split, index, episodes):
-    """Writes one shard under temporary names and renames, the safetensors file last: with it the shard is complete."""
-    path = shard_path(folder, split, index)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    obs = torch.cat([torch.as_tensor(e.obs) for e in episodes])
-    offsets = torch.tensor([0] + [len(e.obs) for e in episodes]).cumsum(0)
-    lines = [json.dumps(dict(id=e.id, annotated=e.annotated, captions=[c._asdict() for c in e.captions])) for e in episodes]
-    pictures = {e.id: torch.as_tensor(e.pictures).contiguous() for e in episodes if e.pictures is not None}
-    if pictures: _replace(path.with_name(path.stem + "-pictures.safetensors"), lambda p: save_file(pictures, p))
-    _replace(path.with_suffix(".jsonl"), lambda p: p.write_text("\n".join(lines) + "\n"))
-    _replace(path, lambda p: save_file({"obs": obs.contiguous(), "offsets": offsets}, p))
-
-
-def write_meta(folder, **meta):
-    """meta.json, written last: obs_dim, dtype, steps_per_second, source, licence, splits; a folder without it is not yet a data set."""
-    _replace(Path(folder) / "meta.json", lambda p: p.write_text(json.dumps(dict(format=FORMAT) | meta, indent=2)))
-
-
-def _replace(path, write):
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    write(temporary)
-    os.replace(temporary, path)
-
-
 class Episodes:
-    """One split of a data set on disk, memory-mapped: nothing is read but the text and the windows asked for."""
+    """One split of a data set on disk: nothing is read but the index, the text and the windows asked for. Raises Fault."""
 
     def __init__(self, folder, split):
-        self.folder = Path(folder)
-        if not (self.folder / "meta.json").exists():
-            raise FileNotFoundError(f"{self.folder}/meta.json is missing: not a data set, or one that was never finished")
-        self.meta = json.loads((self.folder / "meta.json").read_text())
+        self.folder, self.meta = Path(folder), read_meta(folder)
         self.shards, self.index, self.records = [], [], []         # index: (shard, first row, rows) of each episode
         for path in sorted(self.folder.glob(f"{split}-?????.safetensors")):
-            shard = safe_open(path, "pt")
-            offsets = shard.get_tensor("offsets").tolist()
+            shard = Shard(path, self.meta)
+            for n, (record, faults) in enumerate(shard.lines(), 1):
+                for fault in faults: raise Fault(f"{path.with_suffix('.jsonl')}, line {n}: {fault}")
+                self.records.append(record)
+            offsets = shard.offsets.tolist()
             self.index += [(len(self.shards), a, b - a) for a, b in zip(offsets, offsets[1:], strict=False)]
-            self.records += [json.loads(line) for line in path.with_suffix(".jsonl").read_text().splitlines()]
-            self.shards.append((path, shard.get_slice("obs")))
-        if len(self.records) != len(self.index) or not self.index:
-            raise ValueError(f"{self.folder}, split {split}: {len(self.index)} episodes but {len(self.records)} lines of text")
+            self.shards.append(shard)
+        if not self.index: raise Fault(f"{self.folder}: no {split}-00000.safetensors, so no episodes of the split {split}")
 
     def __len__(self):
         return len(self.index)
+
+    def identity(self):
+        """A number that changes with what the data set holds (all but the observations themselves)."""
+        return zlib.crc32(json.dumps([self.meta["obs_dim"], self.meta["dtype"], self.index, self.records]).encode())
 
     def steps(self, i):
         return self.index[i][2]
@@ -216,18 +179,18 @@ class Episodes:
     def obs(self, i, start=0, stop=None):
         """Observations start .. stop of episode i, a float32 copy (n, D)."""
         shard, first, rows = self.index[i]
-        return self.shards[shard][1][first + start:first + min(stop or rows, rows)].float()
+        obs, broken, infinite = self.shards[shard].read(first + start, first + min(stop or rows, rows))
+        for what, where in {"is not what was written: the file is corrupted": broken, "is NaN or Inf": infinite}.items():
+            if where.any():
+                raise Fault(f"{self.shards[shard].path}, episode {self.records[i]['id']}, step {start + int(where.argmax())}: obs {what}")
+        return obs.float()
 
     def captions(self, i):
         return [Caption(**c) for c in self.records[i]["captions"]]
 
     def pictures(self, i):
         """(N, h, w, 3) uint8, or None where none were kept."""
-        path = self.shards[self.index[i][0]][0]
-        path = path.with_name(path.stem + "-pictures.safetensors")
-        if not path.exists(): return None
-        with safe_open(path, "pt") as f:
-            return f.get_tensor(self.records[i]["id"]) if self.records[i]["id"] in f.keys() else None
+        return self.shards[self.index[i][0]].pictures(self.records[i]["id"])
 
     def stream(self, i, tokenizer):
         """The stream of episode i and which of its steps are annotated: tok (N,) int64, known (N,) bool."""
@@ -251,6 +214,9 @@ class Batch(NamedTuple):
 
     def to(self, device):
         return Batch(*(x.to(device, non_blocking=True) for x in self))
+
+    def part(self, a, b):
+        return Batch(*(x[a:b] for x in self))
 
 
 class Windows:
@@ -284,6 +250,15 @@ class Windows:
         keep = torch.from_numpy(rng.random(obs.shape[1], dtype=np.float32) >= self.drop).float()
         return Batch(obs, tok.where(known, SILENCE), known, inside, torch.tensor(prev), noise, keep)
 
+    def ahead(self, steps, windows):
+        """The batches of the given steps one after another; the next is read while the present one is in use."""
+        with ThreadPoolExecutor(1) as reader:
+            coming = [reader.submit(self.batch, step, windows) for step in steps[:1]]
+            for step in steps:
+                batch = coming.pop().result()
+                if step != steps[-1]: coming = [reader.submit(self.batch, step + 1, windows)]
+                yield batch
+
     def batch(self, step, windows):
         """The given windows of a step, e.g. range(batch_size)."""
         return Batch(*map(torch.stack, zip(*(self.window(step, n) for n in windows), strict=True)))
@@ -304,5 +279,6 @@ if __name__ == "__main__":
     if sys.argv[1:2] == ["show"]:
         import show
         sys.exit(show.main(sys.argv[2:]))
-    if not {"-h", "--help"} & set(sys.argv): sys.exit("python data.py pack ..  or  python data.py show <folder>; --help tells more")
+    if sys.argv[1:2] == ["check"] and len(sys.argv) == 3: sys.exit(shards.check(sys.argv[2]))
+    if not {"-h", "--help"} & set(sys.argv): sys.exit("python data.py pack .., show <folder> or check <folder>; --help tells more")
     print(__doc__.strip())

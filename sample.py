@@ -23,7 +23,7 @@ import torch
 import checkpoint
 import evaluate
 import page
-from configurator import configure, may_be_cut, stop
+from configurator import Fault, configure, may_be_cut, stop
 from data import END, SILENCE, Episodes, Tokenizer, read_stream, spans
 from encoder import Encoder
 from train import Predictor, pick_device
@@ -169,16 +169,15 @@ def chosen(count):
 
 
 def main():
-    try: folder = checkpoint.latest(out_dir)
-    except FileNotFoundError as error: stop(str(error))
+    folder = checkpoint.chosen(out_dir)
+    checkpoint.verify(folder)
     trained = loads((folder / "config.json").read_text())
     where = pick_device(device)
     tokenizer = Tokenizer.from_file(folder / "tokenizer.json")
     encoder = Encoder.from_pretrained(folder / "encoder").to(where).eval()
     if follow: return follow_stdin(encoder, tokenizer, where)
     predictor = Predictor.from_pretrained(folder / "predictor").to(where).eval()
-    try: source = Episodes(data or trained["data"], split)
-    except (FileNotFoundError, ValueError) as error: stop(f"{error}; --data=folder names another data set")
+    source = Episodes(data or trained["data"], split)
     ours, theirs = len(encoder.projector.mean), source.meta["obs_dim"]
     if ours != theirs: stop(f"{source.folder}: observations of {theirs} numbers, but {folder} was trained on {ours}; --data names another")
     pages = []
@@ -202,4 +201,5 @@ def main():
 if __name__ == "__main__":
     may_be_cut()
     configure(globals())
-    main()
+    try: main()
+    except Fault as fault: stop(str(fault))

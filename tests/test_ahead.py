@@ -20,23 +20,25 @@ def grounding(K, stride=1, **choices):
 
 
 def a_batch(T, B=3):
-    """A stream with silence, holes in what is known, and an episode that ends inside the window; and which tokens count."""
+    """A stream with silence, holes in what is known, and an episode that ends inside the window; and what was accepted."""
     tok = torch.randint(2, V, (B, T)).masked_fill(torch.rand(B, T) < 0.4, SILENCE)
     inside = torch.arange(T) < torch.tensor([T, T - 3, T])[:, None]
     known = torch.rand(B, T) < 0.5
     batch = Batch(torch.randn(B, T, D).double(), tok, known, inside, prev=torch.randint(V, (B,)), noise=None, keep=None)
-    return tok, known | (torch.rand(B, T) < 0.3), batch
+    return tok, ~known & (torch.rand(B, T) < 0.5), batch
 
 
-def one_by_one(model, batch, tok, counted):
+def one_by_one(model, batch, tok, good):
     """The losses by T separate runs, each given only its own prefix and its own block: the definition, in loops."""
     predictor, lm, K, T = model.predictor, model.predictor.lm, model.predictor.K, tok.shape[1]
     hidden = model.encoder(batch.obs, tok, batch.prev)
     message = predictor.message(hidden, model.encoder)
-    ground = predict = hidden.sum() * 0
+    ground = predict = own = hidden.sum() * 0
+    known, good = batch.known & batch.inside, good & batch.inside
     for b in range(len(tok)):
         for t in range(T):
-            if batch.known[b, t] and batch.inside[b, t]: ground = ground + F.cross_entropy(model.encoder.logits(hidden[b, t]), tok[b, t])
+            loss = F.cross_entropy(model.encoder.logits(hidden[b, t]), tok[b, t])
+            ground, own = ground + loss * known[b, t], own + loss * good[b, t]
         for t in range(0, T - 1, predictor.stride):
             following = [s for s in range(t + 1, T) if predictor.ahead == "steps" or tok[b, s] != SILENCE][:K]
             if not following: continue
@@ -46,8 +48,8 @@ def one_by_one(model, batch, tok, counted):
             pos = torch.tensor([*prefix, *range(t + 1, t + 1 + len(following))])
             logits = lm.embed_out(lm.stack(torch.cat((main, block))[None], pos)[0, len(main):])
             loss = F.cross_entropy(logits, tok[b, following], reduction="none")
-            predict = predict + (loss * (counted & batch.inside)[b, following]).sum()
-    return torch.stack((ground, predict))
+            predict = predict + (loss * (known | good)[b, following]).sum()
+    return torch.stack((ground, predict, own))
 
 
 @pytest.mark.parametrize("attention", ["mask", "fast"])
@@ -57,11 +59,11 @@ def one_by_one(model, batch, tok, counted):
 ])
 def test_one_pass_equals_separate_runs(T, K, choices, attention):
     model = grounding(K, attention=attention, **choices)
-    tok, counted, batch = a_batch(T)
+    tok, good, batch = a_batch(T)
     parameters = dict(model.named_parameters())
-    ours, theirs = model(batch, tok, counted)[0][:2], one_by_one(model, batch, tok, counted)
+    ours, theirs = model(batch, tok, good)[0], one_by_one(model, batch, tok, good)
     torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
-    weights = torch.tensor([1.0, 2.0], dtype=torch.float64)
+    weights = torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)
     grads = [torch.autograd.grad(sums @ weights, parameters.values(), materialize_grads=True) for sums in (ours, theirs)]
     for name, a, b in zip(parameters, *grads, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-10, msg=lambda m, name=name: f"{name}: {m}")

@@ -41,6 +41,7 @@ def test_bfloat16_inputs_and_autocast_keep_the_softmax_in_float32():
     exact = plain(hidden, matrix, target, w)
     half = cross_entropy(hidden.bfloat16(), matrix.bfloat16(), target, w)
     with torch.autocast("cpu", torch.bfloat16): cast = cross_entropy(hidden, matrix, target, w)
+    assert cast[1].equal(half[1])                              # the products are those of bfloat16
     for total, loss in (half, cast):
         assert loss.dtype == total.dtype == torch.float32
         torch.testing.assert_close(loss, exact[1], rtol=0.02, atol=0.05)

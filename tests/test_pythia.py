@@ -1,6 +1,8 @@
 """Where checkpoints are found, what is refused and with which words, how much memory loading takes."""
+import fnmatch
 import json
 import re
+import shutil
 import subprocess
 import sys
 import types
@@ -90,22 +92,39 @@ def test_without_the_model_one_line_says_how_to_fetch_it(no_hub, folder):
     with pytest.raises(FileNotFoundError, match="out/none/x: no such directory"): GPTNeoX.from_pretrained("out/none/x")
 
 
-def test_missing_models_are_downloaded_where_huggingface_hub_is_installed(no_hub, folder, monkeypatch):
-    asked = []
+def test_missing_models_are_downloaded_where_huggingface_hub_is_installed(no_hub, folder, monkeypatch, tmp_path):
+    asked, offered = [], tmp_path / "offered"
+    folder.rename(offered)
     def snapshot_download(name, revision, allow_patterns):
         asked.append((name, revision))
+        shutil.copytree(offered, folder, dirs_exist_ok=True, ignore=lambda _, files: {
+            f for f in files if not any(fnmatch.fnmatch(f, pattern) for pattern in allow_patterns)})
         return str(folder)
     monkeypatch.setitem(sys.modules, "huggingface_hub", types.SimpleNamespace(snapshot_download=snapshot_download))
     GPTNeoX.from_pretrained("EleutherAI/pythia-tiny@step3")
     assert asked == [("EleutherAI/pythia-tiny", "step3")]
-    (folder / "model.safetensors").rename(folder / "x")     # an old repository: asked once more, for pytorch_model.bin
-    torch.save(load_file(folder / "x"), folder / "pytorch_model.bin")
+    shutil.rmtree(folder)                                   # an old repository holds pytorch_model.bin only
+    torch.save(load_file(offered / "model.safetensors"), offered / "pytorch_model.bin")
+    (offered / "model.safetensors").unlink()
     assert GPTNeoX.from_pretrained("EleutherAI/pythia-tiny")
     def fails(*args, **kwargs): raise OSError("no network\nat all")
     monkeypatch.setattr(sys.modules["huggingface_hub"], "snapshot_download", fails)
     with pytest.raises(FileNotFoundError, match="hf download EleutherAI/pythia-tiny .*OSError: no network") as e:
         GPTNeoX.from_pretrained("EleutherAI/pythia-tiny")
     assert "\n" not in str(e.value)
+
+
+class Trap:
+    """An object that acts when it is unpickled."""
+    sprung = []
+
+    def __reduce__(self):
+        return Trap.spring, ()
+
+    @staticmethod
+    def spring():
+        Trap.sprung.append(True)
+        return torch.ones(2)
 
 
 @pytest.mark.parametrize("shards", [1, 2])
@@ -120,8 +139,9 @@ def test_old_pytorch_files_are_read_without_unpickling_objects(folder, shards):
     for i, name in enumerate(names): torch.save(dict(list(tensors.items())[i::shards]), folder / name)
     if shards > 1: (folder / "pytorch_model.bin.index.json").write_text(json.dumps(dict(weight_map=dict(enumerate(names)))))
     assert same(kept, GPTNeoX.from_pretrained(folder))
-    torch.save({"x": Path("an object")}, folder / names[0])
+    torch.save({"x": Trap()}, folder / names[0])
     with pytest.raises(ValueError, match=f"{names[0]} is truncated, or holds more than tensors"): GPTNeoX.from_pretrained(folder)
+    assert not Trap.sprung
 
 
 def test_a_checkpoint_with_both_embeddings_is_tied_only_where_they_are_equal(folder):
