@@ -44,9 +44,9 @@ def draw(runs, path):
     figure, axes = plt.subplots(-(-len(shown) // 3), 3, figsize=(14, 3 * -(-len(shown) // 3)), squeeze=False, layout="constrained")
     for axis in axes.flat[len(shown):]: axis.remove()
     for axis, key in zip(axes.flat, shown, strict=False):
-        for name, lines in runs.items():
+        for i, (name, lines) in enumerate(runs.items()):
             points = [(line["step"], line[key]) for line in lines if isinstance(line.get(key), (int, float))]
-            if points: axis.plot(*zip(*points, strict=True), marker=".", label=name)
+            if points: axis.plot(*zip(*points, strict=True), marker=".", color=f"C{i}", label=name)
         axis.set(title=key, xlabel="step")
         axis.grid(alpha=0.3)
     figure.legend(*axes.flat[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
