@@ -11,6 +11,10 @@ import sys
 from pathlib import Path
 
 
+class Fault(ValueError):
+    """What a user can mend, in one line: which file or setting, what is wrong with it, what to do."""
+
+
 def settings(script):
     """{name: (default, comment)} of the literal assignments at the top of a script, read from its source."""
     source = Path(script).read_text()

@@ -2,36 +2,40 @@
 Text and episodes: a tokenizer, captions <-> streams, episodes on disk, and the windows that training reads.
 
 A stream has one token per time step: SILENCE, or a caption's tokens followed by END, from the caption's start on.
-On disk a data set is a folder of shards (observations as safetensors, text as json lines) and a meta.json:
 
-    meta.json                   obs_dim, dtype, steps_per_second, source, licence, splits, format
-    train-00000.safetensors     obs (N, D), episodes back to back; offsets (E+1,) int64
-    train-00000.jsonl           a line per episode: id, annotated ("all" or [[start, end], ..]), captions [{start, end, text}]
+    python data.py check data/crafter        reads a whole data set and reports every fault; shards.py has the format
 """
+import functools
 import json
-import os
 import re
+import sys
+import unicodedata
+import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import tiktoken
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
+
+import shards
+from configurator import Fault
+from shards import Episode, Shard, read_meta, shard_path, write_meta, write_shard  # noqa: F401 (all of a data set from one import)
 
 END, SILENCE = 0, 1                       # Pythia's <|endoftext|> and its unused <|padding|>
-FORMAT = 1                                # of the data sets on disk
 SPLIT_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"   # GPT-2's
 
 
 class Tokenizer:
-    """Text <-> token ids with tiktoken. Ids 0 and 1 are END and SILENCE; text never encodes to them."""
+    """Text <-> token ids with tiktoken. Ids 0 and 1 are END and SILENCE; text encodes to them only where it spells Pythia's names."""
 
-    def __init__(self, pieces, pattern=SPLIT_PATTERN):
-        """pieces: list of bytes, the tokens with ids 2, 3, ..; every single byte must be among them."""
+    def __init__(self, pieces, pattern=SPLIT_PATTERN, stored=None):
+        """pieces: list of bytes, the tokens with ids 2, 3, ..; every single byte must be among them. stored: what `save` writes."""
         self.pieces = pieces
         self.vocab_size = len(pieces) + 2
+        self.stored = stored or {"pieces": [piece.decode("latin-1") for piece in pieces]}
+        self.raw, self.added, self.normalise = {}, {}, str                # text -> id of what is cut out before and after normalising
         ranks = {piece: i for i, piece in enumerate(pieces, start=2)}
         self.bpe = tiktoken.Encoding("grounding", pat_str=pattern, mergeable_ranks=ranks, special_tokens={})
 
@@ -43,17 +47,67 @@ class Tokenizer:
 
     @classmethod
     def from_file(cls, path):
-        return cls([piece.encode("latin-1") for piece in json.loads(Path(path).read_text())["pieces"]])
+        """Reads what `save` wrote, or the tokenizer.json of a Pythia model; its ids are those of the `tokenizers` library.
+
+        Raises FileNotFoundError, or ValueError with one line for a tokenizer.json that asks for anything but byte-level BPE after NFC.
+        """
+        if not Path(path).exists(): raise FileNotFoundError(f"{path} is missing: the tokenizer comes with the checkpoint")
+        try: stored = json.loads(Path(path).read_text(encoding="utf-8"))
+        except ValueError as e: raise ValueError(f"{path} is not JSON ({e}): fetch it again") from None
+        if "pieces" in stored: return cls([piece.encode("latin-1") for piece in stored["pieces"]])
+        _refuse_unsupported(stored, path)
+        added = {entry["content"]: entry for entry in stored["added_tokens"]}
+        ids = {text: i for text, i in stored["model"]["vocab"].items() if text not in added}
+        pieces = {i: bytes(_BYTE[c] for c in text) for text, i in ids.items()}
+        pieces |= {entry["id"]: text.encode() for text, entry in added.items()}
+        if sorted(pieces) != list(range(len(pieces))): raise ValueError(f"{path}: the token ids have holes or occur twice")
+        tokenizer = cls([pieces[i] for i in range(2, len(pieces))], stored=stored)
+        tokenizer.raw, tokenizer.added = ({text: e["id"] for text, e in added.items() if e["normalized"] == n} for n in (False, True))
+        if stored["normalizer"]: tokenizer.normalise = functools.partial(unicodedata.normalize, "NFC")
+        return tokenizer
 
     def save(self, path):
-        Path(path).write_text(json.dumps({"pieces": [piece.decode("latin-1") for piece in self.pieces]}))
+        Path(path).write_text(json.dumps(self.stored, ensure_ascii=False), encoding="utf-8")
 
     def encode(self, text):
-        return self.bpe.encode_ordinary(text)
+        """str -> list of ids. Where a tokenizer.json was read: NFC first, and the added tokens cut out, longest first."""
+        ids, special = [], self.raw | self.added
+        for part in _cut(text, self.raw):
+            for word in _cut(self.normalise(part), self.added):
+                ids += [special[word]] if word in special else self.bpe.encode_ordinary(word)
+        return ids
 
     def decode(self, ids):
-        """Text of a list of ids; END and SILENCE are left out, broken UTF-8 becomes U+FFFD."""
-        return b"".join(self.pieces[i - 2] for i in ids if i > SILENCE).decode("utf-8", errors="replace")
+        """Text of a list of ids; END and SILENCE are left out, broken UTF-8 and ids without a token become U+FFFD."""
+        pieces = (self.pieces[i - 2] if i < self.vocab_size else b"\xff" for i in ids if i > SILENCE)
+        return b"".join(pieces).decode("utf-8", errors="replace")
+
+
+# GPT-2's characters for the bytes of a vocabulary in JSON: printable ones stand for themselves, the others for 256, 257, ..
+_PRINTABLE = [*range(33, 127), *range(161, 173), *range(174, 256)]
+_BYTE = {chr(b): b for b in _PRINTABLE} | {chr(256 + i): b for i, b in enumerate(sorted(set(range(256)) - set(_PRINTABLE)))}
+
+
+def _cut(text, tokens):
+    """Splits text at the given tokens, the leftmost first, of those the longest, and keeps them."""
+    if not tokens: return [text]
+    return re.split("(" + "|".join(map(re.escape, sorted(tokens, key=len, reverse=True))) + ")", text)
+
+
+def _refuse_unsupported(stored, path):
+    """One line where a tokenizer.json is not byte-level BPE as Pythia's: END and SILENCE first, merges in the order of the ids."""
+    model, split, end = stored["model"], stored["pre_tokenizer"] or {}, [t for t in stored["added_tokens"] if t["id"] <= SILENCE]
+    merged = [model["vocab"][m.replace(" ", "") if isinstance(m, str) else "".join(m)] for m in model.get("merges", ())]
+    for what, fine in {
+        f"normalizer {stored['normalizer']}": (stored["normalizer"] or {}).get("type", "NFC") == "NFC",
+        f"pre-tokenizer {split}": split.get("type") == "ByteLevel" and not split["add_prefix_space"] and split.get("use_regex", True),
+        f"model {model['type']}": model["type"] == "BPE" and not any(model.get(k) for k in
+            ("dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback")),
+        "merges that are not in the order of their ids": all(a < b for a, b in zip(merged, merged[1:], strict=False)),
+        "no tokens 0 and 1 for END and SILENCE": len(end) == 2,
+        "added tokens that strip or stand alone": not any(t["lstrip"] or t["rstrip"] or t["single_word"] for t in stored["added_tokens"]),
+    }.items():
+        if not fine: raise ValueError(f"{path}: {what} cannot be read, only byte-level BPE as Pythia's")
 
 
 class Caption(NamedTuple):
@@ -68,6 +122,7 @@ def write_stream(captions, steps, tokenizer):
     tok, free = np.full(steps, SILENCE), 0
     for caption in sorted(captions, key=lambda c: c.start):
         ids = tokenizer.encode(caption.text)
+        if ids and min(ids) <= SILENCE: ids = tokenizer.bpe.encode_ordinary(caption.text)   # "<|padding|>" in a caption is ordinary text
         if not ids: raise ValueError(f"caption at step {caption.start} has no tokens: {caption.text!r}; give it a text or remove it")
         start = max(caption.start, free)
         ids = np.array(ids + [END])[:max(steps - start, 0)]
@@ -92,63 +147,28 @@ def read_stream(tok, tokenizer):
     return [Caption(a, b, tokenizer.decode(tok[a:b])) for a, b in spans([int(t) for t in tok])]
 
 
-class Episode(NamedTuple):
-    """What a domain hands to write_shard; obs (N, D) numpy or torch, annotated "all" or [[start, end], ..] in steps."""
-    id: str
-    obs: np.ndarray
-    captions: list
-    annotated: object = "all"
-    pictures: np.ndarray = None           # (N, h, w, 3) uint8, kept in <split>-<index>-pictures.safetensors
-
-
-def shard_path(folder, split, index):
-    return Path(folder) / f"{split}-{index:05d}.safetensors"
-
-
-def write_shard(folder, split, index, episodes):
-    """Writes one shard under temporary names and renames, the safetensors file last: with it the shard is complete."""
-    path = shard_path(folder, split, index)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    obs = torch.cat([torch.as_tensor(e.obs) for e in episodes])
-    offsets = torch.tensor([0] + [len(e.obs) for e in episodes]).cumsum(0)
-    lines = [json.dumps(dict(id=e.id, annotated=e.annotated, captions=[c._asdict() for c in e.captions])) for e in episodes]
-    pictures = {e.id: torch.as_tensor(e.pictures).contiguous() for e in episodes if e.pictures is not None}
-    if pictures: _replace(path.with_name(path.stem + "-pictures.safetensors"), lambda p: save_file(pictures, p))
-    _replace(path.with_suffix(".jsonl"), lambda p: p.write_text("\n".join(lines) + "\n"))
-    _replace(path, lambda p: save_file({"obs": obs.contiguous(), "offsets": offsets}, p))
-
-
-def write_meta(folder, **meta):
-    """meta.json, written last: obs_dim, dtype, steps_per_second, source, licence, splits; a folder without it is not yet a data set."""
-    _replace(Path(folder) / "meta.json", lambda p: p.write_text(json.dumps(dict(format=FORMAT) | meta, indent=2)))
-
-
-def _replace(path, write):
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    write(temporary)
-    os.replace(temporary, path)
-
-
 class Episodes:
-    """One split of a data set on disk, memory-mapped: nothing is read but the text and the windows asked for."""
+    """One split of a data set on disk: nothing is read but the index, the text and the windows asked for. Raises Fault."""
 
     def __init__(self, folder, split):
-        self.folder = Path(folder)
-        if not (self.folder / "meta.json").exists():
-            raise FileNotFoundError(f"{self.folder}/meta.json is missing: not a data set, or one that was never finished")
-        self.meta = json.loads((self.folder / "meta.json").read_text())
+        self.folder, self.meta = Path(folder), read_meta(folder)
         self.shards, self.index, self.records = [], [], []         # index: (shard, first row, rows) of each episode
         for path in sorted(self.folder.glob(f"{split}-?????.safetensors")):
-            shard = safe_open(path, "pt")
-            offsets = shard.get_tensor("offsets").tolist()
+            shard = Shard(path, self.meta)
+            for n, (record, faults) in enumerate(shard.lines(), 1):
+                for fault in faults: raise Fault(f"{path.with_suffix('.jsonl')}, line {n}: {fault}")
+                self.records.append(record)
+            offsets = shard.offsets.tolist()
             self.index += [(len(self.shards), a, b - a) for a, b in zip(offsets, offsets[1:], strict=False)]
-            self.records += [json.loads(line) for line in path.with_suffix(".jsonl").read_text().splitlines()]
-            self.shards.append((path, shard.get_slice("obs")))
-        if len(self.records) != len(self.index) or not self.index:
-            raise ValueError(f"{self.folder}, split {split}: {len(self.index)} episodes but {len(self.records)} lines of text")
+            self.shards.append(shard)
+        if not self.index: raise Fault(f"{self.folder}: no {split}-00000.safetensors, so no episodes of the split {split}")
 
     def __len__(self):
         return len(self.index)
+
+    def identity(self):
+        """A number that changes with what the data set holds (all but the observations themselves)."""
+        return zlib.crc32(json.dumps([self.meta["obs_dim"], self.meta["dtype"], self.index, self.records]).encode())
 
     def steps(self, i):
         return self.index[i][2]
@@ -156,18 +176,18 @@ class Episodes:
     def obs(self, i, start=0, stop=None):
         """Observations start .. stop of episode i, a float32 copy (n, D)."""
         shard, first, rows = self.index[i]
-        return self.shards[shard][1][first + start:first + min(stop or rows, rows)].float()
+        obs, broken, infinite = self.shards[shard].read(first + start, first + min(stop or rows, rows))
+        for what, where in {"is not what was written: the file is corrupted": broken, "is NaN or Inf": infinite}.items():
+            if where.any():
+                raise Fault(f"{self.shards[shard].path}, episode {self.records[i]['id']}, step {start + int(where.argmax())}: obs {what}")
+        return obs.float()
 
     def captions(self, i):
         return [Caption(**c) for c in self.records[i]["captions"]]
 
     def pictures(self, i):
         """(N, h, w, 3) uint8, or None where none were kept."""
-        path = self.shards[self.index[i][0]][0]
-        path = path.with_name(path.stem + "-pictures.safetensors")
-        if not path.exists(): return None
-        with safe_open(path, "pt") as f:
-            return f.get_tensor(self.records[i]["id"]) if self.records[i]["id"] in f.keys() else None
+        return self.shards[self.index[i][0]].pictures(self.records[i]["id"])
 
     def stream(self, i, tokenizer):
         """The stream of episode i and which of its steps are annotated: tok (N,) int64, known (N,) bool."""
@@ -191,6 +211,9 @@ class Batch(NamedTuple):
 
     def to(self, device):
         return Batch(*(x.to(device, non_blocking=True) for x in self))
+
+    def part(self, a, b):
+        return Batch(*(x[a:b] for x in self))
 
 
 class Windows:
@@ -224,6 +247,15 @@ class Windows:
         keep = torch.from_numpy(rng.random(obs.shape[1], dtype=np.float32) >= self.drop).float()
         return Batch(obs, tok.where(known, SILENCE), known, inside, torch.tensor(prev), noise, keep)
 
+    def ahead(self, steps, windows):
+        """The batches of the given steps one after another; the next is read while the present one is in use."""
+        with ThreadPoolExecutor(1) as reader:
+            coming = [reader.submit(self.batch, step, windows) for step in steps[:1]]
+            for step in steps:
+                batch = coming.pop().result()
+                if step != steps[-1]: coming = [reader.submit(self.batch, step + 1, windows)]
+                yield batch
+
     def batch(self, step, windows):
         """The given windows of a step, e.g. range(batch_size)."""
         return Batch(*map(torch.stack, zip(*(self.window(step, n) for n in windows), strict=True)))
@@ -232,3 +264,9 @@ class Windows:
 def choose_annotated(n_episodes, n_annotated, seed):
     """The training episodes that keep their captions; nested: the first 8 of 64 are the same 8."""
     return np.random.default_rng(seed).permutation(n_episodes)[:n_annotated].tolist()
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["check"] and len(sys.argv) == 3:
+        sys.exit(shards.check(sys.argv[2]))
+    sys.exit("python data.py check <folder>")

@@ -32,7 +32,7 @@ class Projector(nn.Module):
 
     def forward(self, obs, keep=None):                       # (B, T, D), (B, D) -> (B, T, d)
         x = ((obs - self.mean) * self.scale).clamp(-self.CLIP, self.CLIP)
-        if keep is not None: x = x * keep[:, None] / keep.mean().clamp(min=1e-3)
+        if keep is not None: x = x * (keep / keep.mean(1, keepdim=True).clamp(min=1e-3))[:, None]   # per window: no other matters
         return self.out(nn.functional.gelu(self.into(x)))
 
 
@@ -100,9 +100,10 @@ class Encoder(nn.Module):
 
     @classmethod
     def from_pretrained(cls, folder):
-        """Loads from a run's folder (out/crafter) or from a checkpoint's encoder folder."""
+        """Loads from a run's folder (out/crafter: its best checkpoint) or from a checkpoint's encoder folder. Raises configurator.Fault."""
         folder = Path(folder)
-        if not (folder / "projector.safetensors").exists(): folder = checkpoint.latest(folder) / "encoder"
+        if not (folder / "projector.safetensors").exists(): folder = checkpoint.chosen(folder) / "encoder"
+        checkpoint.verify(folder)
         with safe_open(folder / "projector.safetensors", "pt") as f:
             weights, window = {k: f.get_tensor(k) for k in f.keys()}, int(f.metadata()["window"])
         encoder = cls(GPTNeoX.from_pretrained(folder), len(weights["mean"]), window)

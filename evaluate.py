@@ -83,8 +83,8 @@ def forecasts(model, episodes, indexes, tokenizer, T, device, shuffled=False):
         obs, tok, prev = (torch.stack(x).to(device) for x in zip(*windows[a:a + 32], strict=True))
         hidden = model.encoder(obs, tok, prev)
         if shuffled: hidden = hidden.roll(len(hidden) // 2, 0)
-        loss, target, before, index = model.predict(hidden, tok, prev)                  # each (B, S, K)
-        spoken, exists = target != SILENCE, index < T
+        _, loss, target, before, exists = model.predict(hidden, tok, prev, torch.ones_like(tok, dtype=torch.bool))     # (B, S, K)
+        spoken = target != SILENCE
         first = spoken & (before <= SILENCE)
         for k, kind in enumerate((~spoken, first, spoken & ~first, spoken)):
             total[k] += (loss * (kind & exists)).sum((0, 1)).cpu()

@@ -13,7 +13,7 @@ import torch
 
 import checkpoint
 import evaluate
-from configurator import configure, stop
+from configurator import Fault, configure, stop
 from data import END, SILENCE, Episodes, Tokenizer, read_stream, spans
 from encoder import Encoder
 from train import Predictor, pick_device
@@ -48,15 +48,14 @@ def timeline(encoder, predictor, episodes, i, tokenizer, where):
 
 
 def main():
-    try: folder = checkpoint.latest(out_dir)
-    except FileNotFoundError as error: stop(str(error))
+    folder = checkpoint.chosen(out_dir)
+    checkpoint.verify(folder)
     trained = json.loads((folder / "config.json").read_text())
     where = pick_device(device)
     tokenizer = Tokenizer.from_file(folder / "tokenizer.json")
     encoder = Encoder.from_pretrained(folder / "encoder").to(where).eval()
     predictor = Predictor.from_pretrained(folder / "predictor").to(where).eval()
-    try: episodes = Episodes(data or trained["data"], split)
-    except (FileNotFoundError, ValueError) as error: stop(str(error))
+    episodes = Episodes(data or trained["data"], split)
     if not 0 <= episode < len(episodes): stop(f"--episode={episode}: {split} has episodes 0 .. {len(episodes) - 1}")
     print(f"episode {episodes.records[episode]['id']} of {episodes.folder}, {split}; {folder}\n")
     print(f"{'step':>5}  {'true':22}  {'written':22}  sure  expected next")
@@ -66,4 +65,5 @@ def main():
 
 if __name__ == "__main__":
     configure(globals())
-    main()
+    try: main()
+    except Fault as fault: stop(str(fault))

@@ -5,11 +5,13 @@ predictor that must foretell the next K tokens from the encoder's hidden state.
     python train.py                              the embedded default: Crafter (makes the episodes if they are not there)
     python train.py config/crafter.py --K=4      a config file, and single settings
     python train.py --help                       all settings
+    torchrun --nproc_per_node=8 train.py         eight processes, the same run
 """
 import copy
 import json
 import math
 import os
+import sys
 from pathlib import Path
 
 import torch
@@ -21,8 +23,9 @@ from tqdm import tqdm
 
 import checkpoint
 import evaluate
+import processes
 from attention import ahead_attention
-from configurator import configure, stop
+from configurator import Fault, configure, stop
 from cross_entropy import cross_entropy
 from data import END, SILENCE, Episodes, Tokenizer, Windows, choose_annotated, read_stream
 from encoder import Encoder
@@ -34,7 +37,8 @@ out_dir = "out/crafter"               # where the run goes
 n_annotated = 64                      # training episodes that keep their captions; the others are observations only
 annotated_fraction = 0.5              # share of the windows that come from them
 T = 64                                # steps of a window
-batch_size = 16                       # windows of a step
+batch_size = 16                       # windows of a step, over all processes
+micro_batch = 0                       # windows of one pass of a process; 0: all it has
 drop = 0.2                            # share of observation features the student does not see, drawn per window
 # models, encoder and predictor alike
 hidden_size = 128                     # d
@@ -63,11 +67,15 @@ warmup = 50                           # steps of linear warm-up; then cosine to 
 lr = 1e-3                             # peak learning rate
 weight_decay = 0.1                    # of matrices
 grad_clip = 1.0                       # largest gradient norm
+max_bad_steps = 10                    # steps in a row that may be skipped because a loss or gradient is not finite
 seed = 0                              # of the choice of episodes, the weights, the windows
-# evaluation and the machine
-eval_interval = 200                   # steps
+# evaluation, checkpoints and the machine
+eval_interval = 200                   # steps from one evaluation and checkpoint to the next
 eval_episodes = 20                    # validation episodes of one evaluation
+keep = 2                              # newest checkpoints that stay, beside the best
+resume = False                        # True: go on from the newest checkpoint in out_dir, if there is one
 device = "auto"                       # 'auto' | 'cpu' | 'cuda' | 'mps'
+dtype = "auto"                        # 'auto': bfloat16 on CUDA, else float32 | 'bfloat16' by autocast | 'float32' | 'float64'
 compile = False                       # torch.compile the models
 
 
@@ -162,8 +170,13 @@ class Predictor(nn.Module):
         return predictor
 
 
+def at(index, steps):
+    """Whether the step of each block's token is among `steps` (B, T) bool; index (B, S, K) as of ahead_index."""
+    return F.pad(steps, (0, 1)).gather(1, index.flatten(1)).view_as(index)
+
+
 class Grounding(nn.Module):
-    """Encoder and predictor in one module whose forward returns the sums of the losses and their counts."""
+    """Encoder and predictor in one module whose forward returns the sums of the losses."""
 
     def __init__(self, encoder, predictor, cut=False, predicts=True):
         """cut: no gradient from predictor to encoder; predicts False: the predictor is left out."""
@@ -172,23 +185,28 @@ class Grounding(nn.Module):
         predictor.requires_grad_(predicts)
 
     def forward(self, batch, tok, good):
-        """Sums and counts of loss_ground, loss_predict, loss_self. tok (B, T) is the full stream, good (B, T) what was accepted of it."""
+        """Sums of loss_ground, loss_predict, loss_self, (3,). tok (B, T) is the full stream, good (B, T) what was accepted of it."""
         hidden = self.encoder(batch.obs, tok, batch.prev, batch.keep)                   # (B, T, d)
         known, good = batch.known & batch.inside, good & batch.inside
-        (ground, _), (own, _) = (cross_entropy(hidden, self.encoder.lm.embed_out.weight, tok, rows) for rows in (known, good))
-        predict, weight = 0 * ground, known
-        if self.predicts:
-            message = self.predictor.message(hidden.detach() if self.cut else hidden, self.encoder)
-            out, target, _, index = self.predictor(tok, batch.prev, message)
-            weight = F.pad(known | good, (0, 1)).gather(1, index.flatten(1)).view_as(index)
-            predict, _ = cross_entropy(out, self.predictor.lm.embed_out.weight, target, weight)
-        return torch.stack((ground, predict, own)), torch.stack((known.sum(), weight.sum(), good.sum()))
+        ground, itself = (cross_entropy(hidden, self.encoder.lm.embed_out.weight, tok, rows)[0] for rows in (known, good))
+        predict = 0 * ground
+        if self.predicts: predict = self.predict(hidden.detach() if self.cut else hidden, tok, batch.prev, known | good)[0]
+        return torch.stack((ground, predict, itself))
 
-    def predict(self, hidden, tok, prev):
-        """Loss of every block token, its target, the token before it, and its step (T where there is none), each (B, S, K)."""
+    def counts(self, batch, tok, good):
+        """How many targets each sum of `forward` is over, (3,), known before anything is computed."""
+        known, good = batch.known & batch.inside, good & batch.inside
+        starts = torch.arange(0, tok.shape[1] - 1, self.predictor.stride, device=tok.device)
+        index = ahead_index(tok, starts, self.predictor.K, self.predictor.ahead)        # (B, S, K)
+        return torch.stack((known.sum(), at(index, known | good).sum(), good.sum()))
+
+    def predict(self, hidden, tok, prev, counted):
+        """Sum of the predictor's losses on targets at counted steps (B, T), and of each block token, (B, S, K): its loss, target, the
+        token before it, and whether it counted."""
         out, target, before, index = self.predictor(tok, prev, self.predictor.message(hidden, self.encoder))
-        _, loss = cross_entropy(out, self.predictor.lm.embed_out.weight, target, torch.ones_like(target))
-        return loss, target, before, index
+        counted = at(index, counted)
+        total, loss = cross_entropy(out, self.predictor.lm.embed_out.weight, target, counted)
+        return total, loss, target, before, counted
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -241,15 +259,19 @@ def default_data():
         crafter_play.make(data)
 
 
-def build(tokenizer, episodes):
-    """The encoder and predictor of this configuration, standardised to the training episodes."""
+def build(tokenizer, episodes, where):
+    """Encoder and predictor of this configuration, standardised to the training episodes; the target encoder."""
     shape = Config(tokenizer.vocab_size, hidden_size, num_hidden_layers, num_attention_heads)
     encoder = Encoder(GPTNeoX(shape), episodes.meta["obs_dim"], T)
     standardise(encoder.projector, episodes)
     predictor = Predictor(GPTNeoX(shape), hidden_size, K, ahead, context, through, ahead_stride, attention)
     model = Grounding(encoder, predictor, cut, predicts=predict_weight > 0)
-    if not condition: predictor.condition.requires_grad_(False)
-    return model
+    if not condition or through != "hidden": predictor.condition.requires_grad_(False)
+    model = model.to(where, torch.float64 if dtype == "float64" else torch.float32)
+    target = Encoder.from_pretrained(teacher).to(model.encoder.lm.embed_out.weight) if teacher else copy.deepcopy(model.encoder)
+    size = lambda part: f"{sum(p.numel() for p in part.parameters()):,} parameters"
+    processes.say(f"{tokenizer.vocab_size} tokens, on {where}; encoder {size(encoder)}, predictor {size(predictor)}")
+    return model, target.requires_grad_(False)
 
 
 def adamw(model):
@@ -263,53 +285,44 @@ def pick_device(device):
     return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
 
 
-def main(config):
-    print(json.dumps(config))
-    torch.manual_seed(seed)
-    where = pick_device(device)
-    cast = torch.autocast(where, torch.bfloat16, enabled=where == "cuda")
-    default_data()
-    try: train, val, test = (Episodes(data, split) for split in ("train", "val", "test"))
-    except (FileNotFoundError, ValueError) as error: stop(str(error))
-    annotated = choose_annotated(len(train), n_annotated, seed)
-    tokenizer = Tokenizer.from_captions([c.text for i in annotated for c in train.captions(i)])
-    windows = Windows(train, annotated, tokenizer, T, annotated_fraction, drop, seed)
-    model = build(tokenizer, train).to(where)
-    target = (Encoder.from_pretrained(teacher).to(where) if teacher else copy.deepcopy(model.encoder)).requires_grad_(False)
-    optimizer, run = adamw(model), torch.compile(model) if compile else model
-    size = lambda part: f"{sum(p.numel() for p in part.parameters()):,} parameters"
-    print(f"{len(annotated)} of {len(train)} training episodes annotated, {tokenizer.vocab_size} tokens, on {where}; "
-          f"encoder {size(model.encoder)}, predictor {size(model.predictor)}")
-    Path(out_dir).mkdir(parents=True, exist_ok=True)
-    log = open(Path(out_dir) / "log.jsonl", "w")
+def write(target, batch, step):
+    """The full streams (B, T) of this process's windows, and which of their steps the target wrote and may be targets (B, T) bool."""
+    if step < write_from: return batch.tok, torch.zeros_like(batch.known)
+    tok, prob = target.annotate(batch.obs, batch.tok, batch.known, batch.prev, batch.noise)
+    return tok, accepted(tok, prob, batch.known, accept, accept_unit)
 
-    progress = tqdm(range(max_iters), desc="training")
-    for step in progress:
-        batch = windows.batch(step, range(batch_size)).to(where)
-        tok, good = batch.tok, torch.zeros_like(batch.known)
-        if step >= write_from:
-            with cast: tok, prob = target.annotate(batch.obs, batch.tok, batch.known, batch.prev, batch.noise)
-            good = accepted(tok, prob, batch.known, accept, accept_unit)
 
-        with cast: sums, counts = run(batch, tok, good)
-        loss_ground, loss_predict, loss_self = sums / counts.clamp(min=1)
-        for group in optimizer.param_groups: group["lr"] = learning_rate(step)
-        optimizer.zero_grad()
-        (loss_ground + predict_weight * loss_predict + self_weight * loss_self).backward()
-        norm = nn.utils.clip_grad_norm_(model.parameters(), grad_clip)
-        optimizer.step()
-        if not teacher: follow(target, model.encoder, min(ema, (1 + step) / (10 + step)))
+def sane(step, losses, norm, state):
+    """Whether a step may change the weights: losses {name: value} and gradient norm are finite. Raises Fault after too many in a row."""
+    wrong = [f"loss_{name}" for name, x in losses.items() if not math.isfinite(x)] + ["gradient norm"] * (not math.isfinite(norm))
+    wrong = " and ".join(wrong)
+    state["bad"] = state["bad"] + 1 if wrong else 0
+    if state["bad"] > max_bad_steps:
+        if processes.RANK > 0: sys.exit(2)                                              # the first speaks for all
+        raise Fault(f"step {step}: {wrong} not finite, {state['bad']} steps in a row; the last good checkpoint is "
+                    f"{checkpoint.newest(out_dir)}, --resume=True --lr={lr / 2:g} goes on from it more gently")
+    if wrong:
+        state["skipped"] += 1
+        processes.say(f"step {step}: {wrong} not finite, the step is skipped (number {state['skipped']})")
+        return False
+    usual = sorted(state["norms"])[len(state["norms"]) // 2] if len(state["norms"]) >= 20 else math.inf   # the running median
+    if norm > 10 * usual: processes.say(f"step {step}: gradient norm {norm:.3g}, usually {usual:.3g}")
+    state["norms"] = [*state["norms"], norm][-100:]
+    return True
 
-        if (step + 1) % 10 == 0: progress.set_postfix(ground=f"{loss_ground:.3f}", predict=f"{loss_predict:.3f}")
-        if (step + 1) % eval_interval and step + 1 < max_iters: continue
-        found = evaluate.captions(model.encoder, val, range(min(eval_episodes, len(val))), tokenizer, where)
-        line = dict(step=step + 1, ground=loss_ground.item(), predict=loss_predict.item(), norm=norm.item(), accepted=int(good.sum()),
-                    **{k: v for k, v in found.items() if k != "kinds"})
-        log.write(json.dumps(line) + "\n")
-        log.flush()
-        progress.write("  ".join(f"{k} {v:.3f}" if isinstance(v, float) else f"{k} {v}" for k, v in line.items()))
-        checkpoint.save(out_dir, step + 1, model, target, tokenizer, config)
 
+def record(log, model, val, tokenizer, where, state, line):
+    """Lets the encoder write on validation episodes; a line in the log, and the best score so far."""
+    found = evaluate.captions(model.encoder, val, range(min(eval_episodes, len(val))), tokenizer, where)
+    line |= {k: v for k, v in found.items() if k != "kinds"}
+    log.write(json.dumps(line) + "\n")
+    log.flush()
+    processes.say("  ".join(f"{k} {v:.3f}" if isinstance(v, float) else f"{k} {v}" for k, v in line.items()))
+    if state["best"] is None or found["f1"] > state["best"][0]: state["best"] = (found["f1"], line["step"])
+
+
+def conclude(model, tokenizer, train, annotated, test, where):
+    """The report at the end, and an episode it never saw."""
     results = evaluate.report(model, tokenizer, train, annotated, test, T, where)
     (Path(out_dir) / "results.json").write_text(json.dumps(results, indent=2))
     evaluate.show(results)
@@ -319,5 +332,96 @@ def main(config):
         print(f"{start:5}  {true:22}  {written:22}" + (f"  {sure:.2f}" if written else ""))
 
 
+def prepare_machine():
+    """The device of this process, and the autocast of its forward passes; on a CPU everything is repeatable to the last bit."""
+    where = processes.join(pick_device(device))
+    torch.manual_seed(seed)
+    torch.use_deterministic_algorithms(where == "cpu")
+    torch.utils.deterministic.fill_uninitialized_memory = False
+    low = dtype == "bfloat16" or (dtype == "auto" and where.startswith("cuda"))
+    return where, torch.autocast(where.partition(":")[0], torch.bfloat16, enabled=low)
+
+
+def open_data():
+    """The three splits, and which training episodes keep their captions."""
+    if processes.RANK == 0: default_data()
+    processes.tell(None)                                                                # the others wait
+    train, val, test = (Episodes(data, split) for split in ("train", "val", "test"))
+    annotated = choose_annotated(len(train), n_annotated, seed)
+    if annotated and not any(train.captions(i) for i in annotated):
+        raise Fault(f"{data}: none of the {len(annotated)} annotated training episodes has a caption; --n_annotated=0 trains without any")
+    if batch_size < processes.WORLD: raise Fault(f"--batch_size={batch_size}: {processes.WORLD} processes need a window each")
+    processes.say(f"{len(annotated)} of {len(train)} training episodes annotated")
+    return train, val, test, annotated
+
+
+def begin(model, target, optimizer, config, identity):
+    """What a run knows beside its weights; those and it as they were saved, where it is resumed."""
+    again = resume or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0          # torchrun restarts all when one was killed
+    folder = processes.tell(checkpoint.claim(out_dir, again) if processes.RANK == 0 else None)
+    machine = (torch.get_num_threads(), processes.WORLD)
+    if not folder: return dict(step=0, best=None, bad=0, skipped=0, norms=[], data=identity, machine=machine)
+    state, changed = checkpoint.resume(folder, model, target, optimizer, config, identity)
+    if state["machine"] != machine: changed += [f"threads and processes {state['machine']} -> {machine}: the same but for rounding"]
+    processes.say(f"resuming from {folder}" + "".join(f"; {change}" for change in changed))
+    if processes.RANK == 0: checkpoint.tidy(out_dir, state["best"], keep)
+    return state | dict(machine=machine)
+
+
+def main(config):
+    where, cast = prepare_machine()
+    processes.say(json.dumps(config))
+    train, val, test, annotated = open_data()
+    tokenizer = Tokenizer.from_captions([c.text for i in annotated for c in train.captions(i)])
+    model, target = build(tokenizer, train, where)
+    optimizer = adamw(model)
+    state = begin(model, target, optimizer, config, train.identity())
+    windows = Windows(train, annotated, tokenizer, T, annotated_fraction, drop, seed)
+    mine, part = processes.share(batch_size), micro_batch or batch_size
+    run = processes.parallel(torch.compile(model) if compile else model)
+    with cast: processes.settle(run, windows.batch(0, mine[:1]).to(where))
+    log = checkpoint.open_log(out_dir, state["step"]) if processes.RANK == 0 else None
+    asked, stopping, steps = processes.listen(), False, range(state["step"], max_iters)
+
+    progress = tqdm(steps, "training", initial=state["step"], total=max_iters, disable=processes.RANK > 0)
+    for step, batch in zip(progress, windows.ahead(steps, mine), strict=False):
+        batch = batch.to(where)
+        with cast: tok, good = write(target, batch, step)
+        counts = torch.cat((model.counts(batch, tok, good), torch.tensor([len(asked)], device=where)))
+        counts, stopping = processes.total(counts).split([3, 1])                        # over all processes, before any backward
+
+        optimizer.zero_grad()
+        total = 0
+        for a in range(0, len(tok), part):
+            with processes.quiet(run, last=a + part >= len(tok)):
+                with cast: sums = run(batch.part(a, a + part), tok[a:a + part], good[a:a + part])
+                losses = sums / counts.clamp(min=1)
+                loss_ground, loss_predict, loss_self = losses
+                loss = loss_ground + predict_weight * loss_predict + self_weight * loss_self
+                (loss * processes.WORLD).backward()                                     # DDP averages the gradients
+            total = total + losses.detach()
+        norm = nn.utils.clip_grad_norm_(model.parameters(), grad_clip)
+        *losses, norm, n_accepted, stopping = torch.cat((processes.total(total), norm[None], counts[2:], stopping)).tolist()
+        losses = dict(zip(("ground", "predict", "self"), losses, strict=True))
+        if sane(step, losses, norm, state):
+            for group in optimizer.param_groups: group["lr"] = learning_rate(step)
+            optimizer.step()
+            if not teacher: follow(target, model.encoder, min(ema, (1 + step) / (10 + step)))
+        state["step"] = step + 1
+        if (step + 1) % 10 == 0: progress.set_postfix({name: f"{loss:.3f}" for name, loss in losses.items()})
+        due = (step + 1) % eval_interval == 0 or step + 1 == max_iters
+        if due and processes.RANK == 0:
+            line = dict(step=step + 1, **losses, norm=norm, accepted=int(n_accepted))
+            record(log, model, val, tokenizer, where, state, line)
+        if (due or stopping) and not state["bad"] and processes.RANK == 0:
+            processes.say(checkpoint.save(out_dir, model, target, optimizer, tokenizer, config, state, keep))
+        if stopping: break
+    progress.close()
+    processes.leave()
+    if stopping: return processes.say(f"stopped after step {state['step']}; the same command with --resume=True continues")
+    if processes.RANK == 0: conclude(model, tokenizer, train, annotated, test, where)
+
+
 if __name__ == "__main__":
-    main(configure(globals()))
+    try: main(configure(globals()))
+    except Fault as fault: stop(str(fault))

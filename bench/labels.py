@@ -60,7 +60,7 @@ def knn(test, train, annotated, k=3, chunk=1024):
 def command(arm, N, seed, args):
     teacher = args.out / f"finetune-{N}-{seed}"
     settings = ARMS[arm].format(teacher=teacher).split()
-    shared = dict(n_annotated=N, seed=seed, data=args.data, max_iters=args.updates, eval_interval=args.updates)
+    shared = dict(n_annotated=N, seed=seed, data=args.data, max_iters=args.updates, eval_interval=args.updates, resume=True)
     shared["out_dir"] = args.out / f"{arm}-{N}-{seed}"
     return [sys.executable, "train.py", *settings, *(f"--{name}={value}" for name, value in shared.items())]
 

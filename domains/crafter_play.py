@@ -31,7 +31,7 @@ from data import Caption, Episode, shard_path, write_meta, write_shard  # noqa: 
 
 PER_SHARD = 10                            # episodes, the unit of work
 MERGE = 8                                 # steps within which the same event is the same caption
-HEAD_START = 150                          # steps
+HEAD_START = 40                           # steps
 VIEW = np.array([9, 7])
 CREATURES = [objects.Player, objects.Cow, objects.Zombie, objects.Skeleton, objects.Arrow, objects.Plant]
 MOVES = {(-1, 0): "move_left", (1, 0): "move_right", (0, -1): "move_up", (0, 1): "move_down"}
@@ -66,7 +66,7 @@ class Player:
         p, world = self.env._player, self.env._world
         if p.sleeping: return "noop"
         enemy = self.beside(objects.Zombie) or self.beside(objects.Skeleton)
-        if enemy and self.rng.random() < 0.8: return self.face(enemy) or "do"
+        if enemy and self.rng.random() < 0.95: return self.face(enemy) or "do"
         if self.goal is None or self.patience <= 0: self.choose(p)
         self.patience -= 1
         action = self.pursue(p, world)
@@ -186,6 +186,7 @@ def play(seed, steps, area, pictures=False):
     player = Player(env, rng)
     for _ in range(rng.integers(HEAD_START)):                       # else every episode opens alike, and the clock alone tells captions
         if env._player.health > 4: env.step(constants.actions.index(player.act()))
+    env._player.health = constants.items["health"]["max"]
     obs, frames, events = [], [], []
     for step in range(steps):
         before, counts = dict(env._player.inventory), dict(env._player.achievements)

@@ -73,7 +73,7 @@ def test_an_interrupted_run_keeps_its_finished_shards(made, monkeypatch):
     before = kept.stat().st_mtime_ns
     (folder / "val-00000.safetensors").unlink()              # as if killed before the rename
     (folder / "meta.json").unlink()
-    with pytest.raises(FileNotFoundError): Episodes(folder, "val")
+    with pytest.raises(ValueError, match="meta.json is missing"): Episodes(folder, "val")
     crafter_play.make(folder, processes=1, **SMALL)
     assert kept.stat().st_mtime_ns == before and contents(folder) == contents(made)
 

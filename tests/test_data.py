@@ -6,6 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from configurator import Fault
 from data import END, SILENCE, Caption, Episode, Episodes, Tokenizer, Windows, choose_annotated, read_stream, write_shard, write_stream
 
 WORDS = Tokenizer.from_captions(["collect wood", "eat a cow", "place table 2"])
@@ -60,13 +61,13 @@ def test_episodes_come_back_from_disk(toy):
 
 def test_an_unfinished_data_set_is_refused(toy):
     (toy / "meta.json").unlink()
-    with pytest.raises(FileNotFoundError, match="meta.json is missing"): Episodes(toy, "train")
+    with pytest.raises(Fault, match="meta.json is missing"): Episodes(toy, "train")
 
 
 def test_a_shard_half_written_is_never_read(toy, monkeypatch):
     def full_disk(*_): raise OSError("disk full")
 
-    monkeypatch.setattr("data.save_file", full_disk)
+    monkeypatch.setattr("shards.save_file", full_disk)
     with pytest.raises(OSError): write_shard(toy, "train", 1, [Episode("late", np.zeros((4, 6), np.float32), [])])
     assert len(Episodes(toy, "train")) == 12
 

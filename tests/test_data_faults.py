@@ -1,0 +1,178 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+from conftest import toy_episode
+from safetensors.torch import load_file, save_file
+
+import shards
+from configurator import Fault
+from data import Caption, Episode, Episodes, write_meta, write_shard
+
+
+def read_all(folder):
+    """Everything a training run reads of the split train."""
+    episodes = Episodes(folder, "train")
+    return [(episodes.obs(i), episodes.captions(i)) for i in range(len(episodes))]
+
+
+def edit_line(folder, edit):
+    """Changes the record of the third episode, as by hand: without crc."""
+    path = folder / "train-00000.jsonl"
+    lines = path.read_text().splitlines()
+    record = json.loads(lines[2])
+    del record["crc"]
+    edit(record)
+    lines[2] = json.dumps(record)
+    path.write_text("\n".join(lines) + "\n")
+
+
+def edit_shard(folder, edit, metadata=None):
+    path = folder / "train-00000.safetensors"
+    tensors = load_file(path)
+    edit(tensors)
+    save_file(tensors, path, metadata)
+
+
+def truncate(folder): (folder / "train-00000.safetensors").write_bytes((folder / "train-00000.safetensors").read_bytes()[:-1000])
+def garble(folder): (folder / "train-00000.safetensors").write_bytes(b"no safetensors at all")
+def no_text(folder): (folder / "train-00000.jsonl").unlink()
+def no_meta(folder): (folder / "meta.json").unlink()
+def broken_meta(folder): (folder / "meta.json").write_text("{")
+
+
+def other_format(folder): edit_shard(folder, lambda tensors: None, {"index": '{"format": 7}'})
+
+
+def meta(**changes):
+    return lambda folder: (folder / "meta.json").write_text(json.dumps(json.loads((folder / "meta.json").read_text()) | changes))
+
+
+def broken_json(folder):
+    path = folder / "train-00000.jsonl"
+    path.write_text(path.read_text().replace('{"id": "train-2"', '{"id": train-2"'))
+
+
+def flipped_text(folder):
+    path = folder / "train-00000.jsonl"
+    path.write_text(path.read_text().replace("open", "omen", 1))
+
+
+def line_missing(folder):
+    path = folder / "train-00000.jsonl"
+    path.write_text("\n".join(path.read_text().splitlines()[1:]) + "\n")
+
+
+def flipped_obs(folder):
+    path = folder / "train-00000.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-12 * 40 * 6 * 4 // 2] ^= 1
+    path.write_bytes(data)
+
+
+def obs(value):
+    def edit(tensors):
+        tensors["obs"][85, 1] = value
+        tensors["crc"] = torch.from_numpy(shards.checksums(tensors["obs"]))
+    return lambda folder: edit_shard(folder, edit)
+
+
+def offsets(edit): return lambda folder: edit_shard(folder, lambda tensors: edit(tensors["offsets"]))
+def line(edit): return lambda folder: edit_line(folder, edit)
+def caption(**changes): return line(lambda record: record["captions"][1].update(changes))
+
+
+FAULTS = {
+    "a truncated shard": (truncate, r"train-00000.safetensors: truncated or garbled .*; make it again"),
+    "a garbled shard": (garble, r"train-00000.safetensors: truncated or garbled"),
+    "a flipped bit in the observations": (flipped_obs, r"train-00000.safetensors, episode train-\d+, step \d+: obs is not what"),
+    "NaN": (obs(float("nan")), r"train-00000.safetensors, episode train-2, step 5: obs is NaN or Inf"),
+    "Inf": (obs(float("-inf")), r"train-00000.safetensors, episode train-2, step 5: obs is NaN or Inf"),
+    "offsets that fall": (offsets(lambda x: x[3].fill_(0)), r"offsets are wrong: they must rise from 0 to the 480 rows"),
+    "offsets beyond the end": (offsets(lambda x: x[-1].fill_(999)), r"offsets are wrong"),
+    "an episode of length 0": (offsets(lambda x: x[3].copy_(x[2])), r"train-00000.jsonl, line 3: has no steps"),
+    "a shard of another format": (other_format, r"00000.safetensors: format 7, this version reads 1"),
+    "no text": (no_text, r"train-00000.jsonl is missing"),
+    "a broken json line": (broken_json, r"train-00000.jsonl, line 3: is not json"),
+    "changed text": (flipped_text, r'train-00000.jsonl, line \d+: does not match its crc: .* \(then remove "crc" from it\)'),
+    "a missing line": (line_missing, r"train-00000.jsonl: 11 lines, but train-00000.safetensors has 12 episodes"),
+    "no meta.json": (no_meta, r"meta.json is missing: not a data set, or one that was never finished"),
+    "a broken meta.json": (broken_meta, r"meta.json is not json"),
+    "a data set of another format": (meta(format=7), r"meta.json: not format 1"),
+    "another width than meta.json says": (meta(obs_dim=5), r"train-00000.safetensors: obs is \[6\] float32, meta.json"),
+    "another type than meta.json says": (meta(dtype="uint8"), r"train-00000.safetensors: obs is \[6\] float32, meta.json"),
+    "a width that is no number": (meta(obs_dim="6"), r"meta.json: obs_dim '6' is no number"),
+    "a caption beyond the end": (caption(end=41), r"line 3: caption 1: 11 .. 41 is no span within 0 .. 40"),
+    "a caption before the start": (caption(start=-1), r"line 3: caption 1: -1 .. 12 is no span"),
+    "a caption that ends before it starts": (caption(end=3), r"line 3: caption 1: 11 .. 3 is no span"),
+    "a caption at half a step": (caption(start=3.5), r"line 3: caption 1: 3.5 .. 12 is no span"),
+    "an empty caption": (caption(text="  "), r"line 3: caption 1: text '  ' is empty"),
+    "an absurdly long caption": (caption(text="wood " * 999), r"line 3: caption 1: a text of 4,995 characters \(at most 1,000\)"),
+    "a caption without text": (line(lambda record: record["captions"][0].pop("text")), r"line 3: caption 0 has not just start, end"),
+    "an annotated span outside": (line(lambda record: record.update(annotated=[[30, 50]])), r"line 3: annotated \[\[30, 50\]\] is neither"),
+    "no id": (line(lambda record: record.pop("id")), r"line 3: id None is not a text"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_is_found_where_it_is_read_and_named_by_check(toy, fault, capsys):
+    harm, message = FAULTS[fault]
+    harm(toy)
+    with pytest.raises(Fault, match=message) as found: read_all(toy)
+    assert "\n" not in str(found.value) and str(toy) in str(found.value)
+    assert shards.check(toy) == 1
+    said = capsys.readouterr().out
+    where = str(found.value).split(": ")[0].split(", step")[0]                          # the file and the line or episode
+    assert where in said
+
+
+def test_a_sound_data_set_passes(toy, capsys):
+    assert len(read_all(toy)) == 12
+    assert shards.check(toy) == 0 and "no fault" in capsys.readouterr().out
+
+
+def test_check_reports_all_faults_at_once(toy, capsys):
+    caption(end=41)(toy)
+    flipped_text(toy)
+    (toy / "val-00000.safetensors").write_bytes(b"")
+    (toy / "test-00000.safetensors").unlink()
+    assert shards.check(toy) == 1
+    assert len(capsys.readouterr().out.splitlines()) == 4
+
+
+def test_a_line_edited_by_hand_counts_once_its_crc_is_removed(toy):
+    caption(text="wave")(toy)
+    assert Episodes(toy, "train").captions(2)[1].text == "wave"
+
+
+def test_what_a_reader_would_refuse_is_not_written(tmp_path):
+    late = Episode("late", np.zeros((4, 6), np.float32), [Caption(3, 9, "wave")])
+    with pytest.raises(Fault, match="episode late: caption 0: 3 .. 9"): write_shard(tmp_path, "train", 0, [late])
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "float16", "bfloat16", "float32"])
+def test_every_type_of_observation_comes_back_and_is_guarded(tmp_path, dtype):
+    obs = (torch.rand(9, 3) * 9).to(getattr(torch, dtype))
+    write_shard(tmp_path, "train", 0, [Episode("a", obs, []), Episode("b", obs[:5], [])])
+    write_meta(tmp_path, obs_dim=3, dtype=dtype, splits=["train"])
+    episodes = Episodes(tmp_path, "train")
+    assert torch.equal(episodes.obs(1, 2, 4), obs[2:4].float())
+    path = tmp_path / "train-00000.safetensors"
+    data = bytearray(path.read_bytes())
+    at = bytes(data).index(obs.view(torch.uint8).numpy().tobytes())
+    data[at + obs.element_size() * 3 * 7] ^= 0x10
+    path.write_bytes(data)
+    with pytest.raises(Fault, match="episode a, step 7"): episodes.obs(0, 5, 9)
+    assert episodes.obs(0, 0, 7).shape == (7, 3)                                        # what is read is checked, no more
+
+
+def test_reading_keeps_nothing_open_or_mapped(tmp_path):
+    """A sparse shard far larger than what is read: neither open files nor mapped pages stay behind."""
+    rng = np.random.default_rng(0)
+    write_shard(tmp_path, "train", 0, [toy_episode("a", rng)])
+    write_meta(tmp_path, obs_dim=6, dtype="float32", splits=["train"])
+    episodes = Episodes(tmp_path, "train")
+    episodes.obs(0)
+    assert str(tmp_path) not in open("/proc/self/maps").read()
