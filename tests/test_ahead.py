@@ -61,7 +61,7 @@ def test_one_pass_equals_separate_runs(T, K, choices, attention):
     model = grounding(K, attention=attention, **choices)
     tok, good, batch = a_batch(T)
     parameters = dict(model.named_parameters())
-    ours, theirs = model(batch, tok, good)[0], one_by_one(model, batch, tok, good)
+    ours, theirs = model(batch, tok, good), one_by_one(model, batch, tok, good)
     torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
     weights = torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)
     grads = [torch.autograd.grad(sums @ weights, parameters.values(), materialize_grads=True) for sums in (ours, theirs)]
