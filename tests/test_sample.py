@@ -9,6 +9,7 @@ import pytest
 import torch
 from conftest import ROOT, TEXTS
 
+import checkpoint
 import sample
 from data import END, SILENCE, Caption, Episodes, Tokenizer, read_stream
 from encoder import Encoder
@@ -33,6 +34,7 @@ def run(toy, tokenizer, tmp_path):
     predictor.save_pretrained(folder / "predictor")
     tokenizer.save(folder / "tokenizer.json")
     (folder / "config.json").write_text(json.dumps(dict(data=str(toy))))
+    (folder / "checksums.json").write_text(json.dumps(checkpoint.checksums(folder)))
     return folder
 
 
