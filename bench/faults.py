@@ -33,7 +33,8 @@ from data import Caption, Episode, Episodes, write_meta, write_shard  # noqa: E4
 from encoder import Encoder  # noqa: E402
 
 SETTINGS = """--hidden_size=32 --num_hidden_layers=2 --num_attention_heads=2 --T=16 --K=2 --batch_size=4 --n_annotated=6 --device=cpu
-    --write_from=5 --accept=0.001 --self_weight=0.1 --max_iters=30 --eval_interval=2 --eval_episodes=1 --resume=True""".split()
+    --write_from=5 --accept=0.0001 --accept_unit=token --self_weight=0.1 --max_iters=16 --eval_interval=2 --eval_episodes=1
+    --resume=True""".split()
 
 
 def make_data(folder):
