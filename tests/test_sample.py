@@ -9,6 +9,7 @@ import pytest
 import torch
 from conftest import ROOT, TEXTS
 
+import checkpoint
 import sample
 from data import END, SILENCE, Caption, Episodes, Tokenizer, read_stream
 from encoder import Encoder
@@ -33,6 +34,7 @@ def run(toy, tokenizer, tmp_path):
     predictor.save_pretrained(folder / "predictor")
     tokenizer.save(folder / "tokenizer.json")
     (folder / "config.json").write_text(json.dumps(dict(data=str(toy))))
+    (folder / "checksums.json").write_text(json.dumps(checkpoint.checksums(folder)))
     return folder
 
 
@@ -121,7 +123,8 @@ def test_follow_writes_a_caption_as_soon_as_it_is_complete(run, toy):
     watch.start()
     process.stdin.write(raw.tobytes())
     process.stdin.flush()
-    assert int(process.stdout.readline().split()[0]) < 40      # printed though stdin has not ended
+    line = process.stdout.readline()                           # printed though stdin has not ended
+    assert line and int(line.split()[0]) < 40, process.stderr.read()
     process.stdin.close()
     assert b"(p99)" in process.stderr.read() and process.wait() == 0
     watch.cancel()
