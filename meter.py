@@ -1,7 +1,7 @@
 """
 What training shows of itself: speed, model FLOPs utilisation, memory; and the log's lines once more in W&B or TensorBoard.
 
-    meter = Meter(model, rows, steps, annotated_fraction, where)        rows: windows of a step on this machine, of `steps` steps each
+    meter = Meter(model, rows, steps, annotated_fraction, where)        rows: windows of a training step, of `steps` steps each
     meter.count(writes)                                      after every step; writes: whether the target wrote
     meter.read()                                             dict(steps_per_s, tokens_per_s, mfu, memory_gb) since the last reading
 
@@ -28,7 +28,7 @@ def peak_flops(where):
     if where.startswith("cuda"):
         for name, flops in PEAK.items():
             if name in torch.cuda.get_device_name(): return flops
-    a, best = torch.randn(1024, 1024, device=where), 0.0
+    a, best = torch.ones(1024, 1024, device=where), 0.0
     for _ in range(5):
         started = time.perf_counter()
         (a @ a)[0, 0].item()                                 # waits for the device
@@ -44,13 +44,13 @@ def memory(where):
 
 
 class Meter:
-    def __init__(self, model, rows, steps, annotated_fraction, where):
+    def __init__(self, model, rows, steps, annotated_fraction, where, devices=1):
         encoder, predictor, positions = model.encoder.lm, model.predictor.lm, rows * steps
         blocks = positions // model.predictor.stride * model.predictor.K * model.predicts
         self.write = forward_flops(encoder, positions, steps / 2, positions)
         self.train = 3 * (forward_flops(encoder, positions, steps / 2, positions * annotated_fraction)
                           + forward_flops(predictor, (positions + blocks) * model.predicts, steps / 2, blocks))
-        self.where, self.positions, self.peak = where, positions, peak_flops(where)
+        self.where, self.positions, self.peak = where, positions, devices * peak_flops(where)
         self.since, self.steps, self.flops = time.perf_counter(), 0, 0.0
 
     def count(self, writes):

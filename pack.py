@@ -24,7 +24,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from tqdm import tqdm
 
-from configurator import configure, stop
+from configurator import Fault, configure, stop
 from data import Caption, Episode, shard_path, write_meta, write_shard
 
 obs = ""                              # the observations' files, e.g. 'episodes/*.npy'
@@ -193,7 +193,8 @@ def main():
         name, key = shard_path(folder, *shard).name, fingerprint(episodes, said, dtype)
         if done.get(name) == key: continue
         span = lambda e: "all" if annotated == "all" and e[0] in said else [[c.start, c.end] for c in said.get(e[0], [])]
-        write_shard(folder, *shard, [Episode(e[0], load(e[1], e[2], dtype), said.get(e[0], []), span(e)) for e in episodes])
+        try: write_shard(folder, *shard, [Episode(e[0], load(e[1], e[2], dtype), said.get(e[0], []), span(e)) for e in episodes])
+        except Fault as fault: stop(str(fault))
         done[name] = key
         beside = folder / ".packed.json"
         beside.write_text(json.dumps(done))

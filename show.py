@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from configurator import stop
+from configurator import Fault, stop
 from data import SILENCE, Episodes, Tokenizer
 
 READ = 2 ** 30                            # bytes of observations read for the statistics; of more, every n-th episode
@@ -114,6 +114,11 @@ def warnings(splits, found, mean, std, least, most, twins):
 
 
 def main(arguments):
+    try: return tell(arguments)
+    except Fault as fault: stop(str(fault))
+
+
+def tell(arguments):
     if {"-h", "--help"} & set(arguments) or len(arguments) != 1:
         print(__doc__.strip())
         return not {"-h", "--help"} & set(arguments)
@@ -121,10 +126,8 @@ def main(arguments):
     if not os.path.isdir(folder):
         near = difflib.get_close_matches(folder, glob.glob("data/*"), 1)
         stop(f"{folder}: no such folder" + (f"; did you mean {near[0]}?" if near else ""))
-    try:
-        here = [split for split in ("train", "val", "test") if glob.glob(f"{glob.escape(folder)}/{split}-?????.safetensors")]
-        splits = {split: Episodes(folder, split) for split in here or ["train"]}
-    except (OSError, ValueError) as error: stop(str(error))
+    here = [split for split in ("train", "val", "test") if glob.glob(f"{glob.escape(folder)}/{split}-?????.safetensors")]
+    splits = {split: Episodes(folder, split) for split in here or ["train"]}
     meta = next(iter(splits.values())).meta
     told = lambda key: f"{key}: {meta.get(key) or 'not told'}"
     print(f"{folder}: {meta['obs_dim']} {meta['dtype']} a step; {told('source')}; {told('licence')}")

@@ -431,7 +431,7 @@ def main(config):
     mirrored = mirrors(wandb, tensorboard, out_dir, config) if processes.RANK == 0 else []
     asked, stopping, steps = processes.listen(), False, range(state["step"], max_iters)
 
-    meter, speed = Meter(model, len(mine), T, annotated_fraction, where), {}
+    meter, speed = Meter(model, batch_size, T, annotated_fraction, where, processes.WORLD), {}
     progress = tqdm(steps, "training", initial=state["step"], total=max_iters, disable=processes.RANK > 0 or None)
     for step, batch in zip(progress, windows.ahead(steps, mine), strict=False):
         batch = batch.to(where)
@@ -465,6 +465,7 @@ def main(config):
         if due and processes.RANK == 0:
             line = dict(step=step + 1, **losses, norm=norm, accepted=int(n_accepted), **speed)
             record(log, mirrored, model, val, tokenizer, where, state, line)
+            meter.read()                                                                # evaluation is no training
         if (due or stopping) and not state["bad"] and processes.RANK == 0:
             processes.say(checkpoint.save(out_dir, model, target, optimizer, tokenizer, config, state, keep))
         if stopping: break

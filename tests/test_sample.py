@@ -123,7 +123,8 @@ def test_follow_writes_a_caption_as_soon_as_it_is_complete(run, toy):
     watch.start()
     process.stdin.write(raw.tobytes())
     process.stdin.flush()
-    assert int(process.stdout.readline().split()[0]) < 40      # printed though stdin has not ended
+    line = process.stdout.readline()                           # printed though stdin has not ended
+    assert line and int(line.split()[0]) < 40, process.stderr.read()
     process.stdin.close()
     assert b"(p99)" in process.stderr.read() and process.wait() == 0
     watch.cancel()
