@@ -20,7 +20,8 @@ from data import Episodes, Tokenizer
 from encoder import Encoder
 
 SMALL = """--hidden_size=16 --num_hidden_layers=2 --num_attention_heads=2 --T=16 --K=2 --batch_size=4 --n_annotated=8 --device=cpu
-    --warmup=5 --write_from=3 --accept=0.001 --self_weight=0.1 --max_iters=12 --eval_interval=4 --eval_episodes=2""".split()
+    --warmup=5 --write_from=3 --accept=0.001 --accept_unit=token --self_weight=0.1 --max_iters=12 --eval_interval=4
+    --eval_episodes=2""".split()
 STEPS = ["step-000008", "step-000012"]
 
 
