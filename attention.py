@@ -28,6 +28,7 @@ def ahead_attention(q, k, v, T, K, stride, context="all"):
     if torch.is_autocast_enabled(device): q, k, v = (x.to(torch.get_autocast_dtype(device)) for x in (q, k, v))
     if context == 0: return alone(q, k, v, T, K, stride)
     with torch.autocast(device, enabled=False):
+        q, k, v = q.contiguous(), k.contiguous(), v.contiguous()                        # a view of more would keep it all for the backward
         return Ahead.apply(q, k, v, T, K, stride, q.is_cuda and q.dtype in (torch.bfloat16, torch.float16))
 
 
@@ -183,7 +184,7 @@ class Ahead(torch.autograd.Function):
             else: blocks_forward(query.to(wide), km[:, :, 0].to(wide), vm[:, :, 0].to(wide), step, o, l)
             ctx.wanted.append(found and found[2])
         for n in heads(query): own_forward(query[n].to(wide), ko[n].to(wide), vo[n].to(wide), o[n], l[n])
-        out = out.to(q.dtype)
+        out = out.to(q.dtype).transpose(1, 2).contiguous().transpose(1, 2)              # as the next layer reads it: kept once, not twice
         ctx.save_for_backward(q, k, v, out, lse)
         return out
 

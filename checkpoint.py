@@ -160,7 +160,7 @@ def restore(part, folder):
     for name, x in here.items(): x.data.copy_(stored[name])
 
 
-FIXED = {"n_annotated", "seed", "T", "hidden_size", "num_hidden_layers", "num_attention_heads",
+FIXED = {"n_annotated", "seed", "T", "init_from", "hidden_size", "num_hidden_layers", "num_attention_heads",
          "K", "ahead_stride", "ahead", "context", "through", "condition"}                # what makes another model, or other captions
 
 

@@ -7,7 +7,7 @@ The gradients are made in the forward, while a chunk's logits are there (Hsu et 
 """
 import torch
 
-LOGITS = 2 ** 24                          # in one chunk
+LOGITS = 2 ** 23                          # in one chunk
 
 
 class ChunkedCrossEntropy(torch.autograd.Function):

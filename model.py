@@ -138,7 +138,7 @@ class GPTNeoX(nn.Module):
             layers=nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers)),
             final_layer_norm=nn.LayerNorm(config.hidden_size, config.layer_norm_eps),
         ))
-        self.embed_out = Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.embed_out = nn.Linear(config.hidden_size, config.vocab_size, bias=False)   # softmax wants its rows contiguous
         if config.tie_word_embeddings: self.tie()
         if not self.embed_out.weight.is_meta: self.initialise()                         # else the weights are to be read
 

@@ -16,6 +16,7 @@ import sys
 import time
 from collections import Counter, deque
 from json import dumps, loads
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -35,6 +36,9 @@ episode = 0                           # which episode
 episodes = ""                         # or several: 'first-last', both included
 html = ""                             # file to write a self-contained page to
 json = False                          # a JSON object per written caption instead of text
+recording = ""                        # caption a Minecraft recording: an mp4 with its jsonl beside it, or the stem of one in `recordings`
+recordings = "recordings"             # folder that domains/vpt.py downloaded to
+weights = "foundation-model-1x.weights"   # of the VPT network the run's data set was made with
 follow = False                        # caption a stream: raw embeddings on stdin, step after step
 dtype = "float32"                     # of the embeddings on stdin: 'float32' | 'float16'
 device = "auto"                       # 'auto' | 'cpu' | 'cuda' | 'mps'
@@ -157,6 +161,22 @@ def follow_stdin(encoder, tokenizer, where):
         print(f"a step took {p50:.2f} ms (p50), {p99:.2f} ms (p99); latest {len(taken)} steps", file=sys.stderr)
 
 
+def caption_recording(encoder, tokenizer, where, folder):
+    """Prints the captions of one recording straight from its mp4; folder: the data set that the run was trained on."""
+    sys.path.insert(0, str(Path(__file__).resolve().parent / "domains"))
+    from vpt import VPT, embed_recording
+    named = Path(recordings, f"{recording}.mp4")
+    mp4 = Path(recording) if recording.endswith(".mp4") else next(Path(recordings).rglob(named.name), named)
+    try:
+        stride = loads((Path(folder) / "made-with.json").read_text())["stride"]
+        obs = embed_recording(mp4, mp4.with_suffix(".jsonl"), VPT.from_weights(weights).to(where), stride)
+    except (OSError, ValueError, KeyError) as error: stop(f"{mp4}: {error}; --recordings=folder, --weights=file")
+    tok, prob = encoder.annotate(obs.float()[None].to(where))
+    print(f"{mp4}: {len(obs)} steps of {stride} frames\n\n step  sure  written")
+    stream = zip(tok[0].tolist(), prob[0].tolist(), strict=True)
+    for start, _, text, sure in captions_of(stream, tokenizer): print(f"{start:5}  {sure:.2f}  {text}")
+
+
 def chosen(count):
     """The episodes asked for, out of `count`."""
     if not episodes: first = last = episode
@@ -176,6 +196,7 @@ def main():
     tokenizer = Tokenizer.from_file(folder / "tokenizer.json")
     encoder = Encoder.from_pretrained(folder / "encoder").to(where).eval()
     if follow: return follow_stdin(encoder, tokenizer, where)
+    if recording: return caption_recording(encoder, tokenizer, where, data or trained["data"])
     predictor = Predictor.from_pretrained(folder / "predictor").to(where).eval()
     source = Episodes(data or trained["data"], split)
     ours, theirs = len(encoder.projector.mean), source.meta["obs_dim"]

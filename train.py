@@ -24,6 +24,7 @@ from tqdm import tqdm
 import checkpoint
 import evaluate
 import processes
+import pythia
 from attention import ahead_attention
 from configurator import Fault, configure, stop
 from cross_entropy import cross_entropy
@@ -42,6 +43,7 @@ batch_size = 16                       # windows of a step, over all processes
 micro_batch = 0                       # windows of one pass of a process; 0: all it has
 drop = 0.2                            # share of observation features the student does not see, drawn per window
 # models, encoder and predictor alike
+init_from = ""                        # a Pythia to start from, 'EleutherAI/pythia-160m' or a directory; '' is from scratch, in this shape:
 hidden_size = 128                     # d
 num_hidden_layers = 3                 # blocks
 num_attention_heads = 4               # H
@@ -65,7 +67,10 @@ self_weight = 0.0                     # of loss_self, the encoder on what was ac
 # optimisation
 max_iters = 1000                      # steps
 warmup = 50                           # steps of linear warm-up; then cosine to a tenth
-lr = 1e-3                             # peak learning rate
+lr = 1e-3                             # peak learning rate, of the encoder's language model
+predictor_lr = None                   # of the predictor's language model; None: lr
+projector_lr = None                   # of the projector and of condition; None: lr
+freeze = ""                           # 'lm': train only projector, condition, and the embedding rows of SILENCE, which Pythia never trained
 weight_decay = 0.1                    # of matrices
 grad_clip = 1.0                       # largest gradient norm
 max_bad_steps = 10                    # steps in a row that may be skipped because a loss or gradient is not finite
@@ -243,11 +248,6 @@ def follow(target, encoder, decay):
 # the loop
 
 
-def learning_rate(step):
-    if step < warmup: return lr * (step + 1) / warmup
-    return lr * (0.1 + 0.45 * (1 + math.cos(math.pi * (step - warmup) / max(max_iters - warmup, 1))))
-
-
 def standardise(projector, episodes, sample=100):
     """Mean and scale of the observations, from some training episodes (no caption is read)."""
     obs = torch.cat([episodes.obs(i) for i in range(0, len(episodes), max(len(episodes) // sample, 1))])
@@ -262,25 +262,68 @@ def default_data():
         crafter_play.make(data)
 
 
+def words(captions):
+    """The tokenizer of the pretrained model, or one made from the annotated captions."""
+    if not init_from: return Tokenizer.from_captions(captions)
+    try: return Tokenizer.from_file(pythia.find(init_from) / "tokenizer.json")
+    except (FileNotFoundError, ValueError) as error: raise Fault(str(error)) from None
+
+
+def language_models(tokenizer):
+    """Those of encoder and predictor; a pretrained one is read once."""
+    if not init_from:
+        shape = Config(tokenizer.vocab_size, hidden_size, num_hidden_layers, num_attention_heads)
+        return GPTNeoX(shape), GPTNeoX(shape)
+    try: lm = GPTNeoX.from_pretrained(init_from)
+    except (FileNotFoundError, ValueError) as error: raise Fault(str(error)) from None
+    if lm.config.vocab_size < tokenizer.vocab_size: raise Fault(f"{init_from}: its tokenizer has more ids than its embedding has rows")
+    return lm, copy.deepcopy(lm)
+
+
 def build(tokenizer, episodes, where):
     """Encoder and predictor of this configuration, standardised to the training episodes; the target encoder."""
-    shape = Config(tokenizer.vocab_size, hidden_size, num_hidden_layers, num_attention_heads)
-    encoder = Encoder(GPTNeoX(shape), episodes.meta["obs_dim"], T)
+    speaker, foreteller = language_models(tokenizer)
+    encoder = Encoder(speaker, episodes.meta["obs_dim"], T, pretrained=bool(init_from))
     standardise(encoder.projector, episodes)
-    predictor = Predictor(GPTNeoX(shape), hidden_size, K, ahead, context, through, ahead_stride, attention)
+    predictor = Predictor(foreteller, speaker.config.hidden_size, K, ahead, context, through, ahead_stride, attention)
     model = Grounding(encoder, predictor, cut, predicts=predict_weight > 0)
     if not condition or through != "hidden": predictor.condition.requires_grad_(False)
     model = model.to(where, torch.float64 if dtype == "float64" else torch.float32)
     target = Encoder.from_pretrained(teacher).to(model.encoder.lm.embed_out.weight) if teacher else copy.deepcopy(model.encoder)
+    if freeze == "lm": freeze_all_but_silence(model)
     size = lambda part: f"{sum(p.numel() for p in part.parameters()):,} parameters"
     processes.say(f"{tokenizer.vocab_size} tokens, on {where}; encoder {size(encoder)}, predictor {size(predictor)}")
     return model, target.requires_grad_(False)
 
 
+def freeze_all_but_silence(model):
+    """Freezes both language models (Tsimpoukelli et al. 2021, Frozen, arXiv 2106.13884) but for the embedding rows of SILENCE."""
+    def silence_only(grad):
+        kept = torch.zeros_like(grad)
+        kept[SILENCE] = grad[SILENCE]
+        return kept
+
+    for lm in (model.encoder.lm, model.predictor.lm):
+        trained = lm.embed_out.weight.requires_grad                                     # not if there is no loss_predict
+        lm.requires_grad_(False)
+        for weight in {lm.gpt_neox.embed_in.weight, lm.embed_out.weight}:
+            if trained: weight.requires_grad_(True).register_hook(silence_only)
+
+
 def adamw(model):
-    matrices, vectors = [p for p in model.parameters() if p.dim() >= 2], [p for p in model.parameters() if p.dim() < 2]
-    groups = [dict(params=matrices), dict(params=vectors, weight_decay=0.0)]
-    return torch.optim.AdamW(groups, lr, betas=(0.9, 0.95), weight_decay=weight_decay)
+    """Groups: the encoder's language model, the predictor's, projector and condition; of each the matrices, then the vectors."""
+    groups = []
+    for part in ([model.encoder.lm], [model.predictor.lm], [model.encoder.projector, model.predictor.condition]):
+        found = [p for module in part for p in module.parameters()]
+        decay = 0.0 if freeze == "lm" and len(part) == 1 else weight_decay              # the rows beside SILENCE must stay as they are
+        groups += [dict(params=[p for p in found if p.dim() >= 2], weight_decay=decay), dict(params=[p for p in found if p.dim() < 2])]
+    return torch.optim.AdamW(groups, lr, betas=(0.9, 0.95), weight_decay=0.0)
+
+
+def learning_rates(step):
+    """Of each group of `adamw`: linear warm-up, then cosine to a tenth of the peak."""
+    share = (step + 1) / warmup if step < warmup else 0.1 + 0.45 * (1 + math.cos(math.pi * (step - warmup) / max(max_iters - warmup, 1)))
+    return [peak * share for peak in (lr, predictor_lr or lr, projector_lr or lr) for _ in range(2)]
 
 
 def pick_device(device):
@@ -376,7 +419,7 @@ def main(config):
     where, cast = prepare_machine()
     processes.say(json.dumps(config))
     train, val, test, annotated = open_data()
-    tokenizer = Tokenizer.from_captions([c.text for i in annotated for c in train.captions(i)])
+    tokenizer = words([c.text for i in annotated for c in train.captions(i)])
     model, target = build(tokenizer, train, where)
     optimizer = adamw(model)
     state = begin(model, target, optimizer, config, train.identity())
@@ -410,7 +453,7 @@ def main(config):
         *losses, norm, n_accepted, stopping = torch.cat((processes.total(total), norm[None], counts[2:], stopping)).tolist()
         losses = dict(zip(("ground", "predict", "self"), losses, strict=True))
         if sane(step, losses, norm, state):
-            for group in optimizer.param_groups: group["lr"] = learning_rate(step)
+            for group, rate in zip(optimizer.param_groups, learning_rates(step), strict=True): group["lr"] = rate
             optimizer.step()
             if not teacher: follow(target, model.encoder, min(ema, (1 + step) / (10 + step)))
         state["step"] = step + 1

@@ -4,7 +4,7 @@ What faults do to a run: kills it, fills its disk, flips bytes of what it wrote 
     python bench/faults.py                       50 kills, a disk filled at 20 sizes, 200 flipped bytes; about half an hour on two cores
     python bench/faults.py --kills=3 --flips=20 --disks=2          the short form that the tests run
 
-A kill is a SIGKILL after a random time (much of this run is saving, so many fall into a save); then the run is resumed until it ends, and
+A kill is a SIGKILL at a random moment (much of this run is saving, so many fall into a save); then the run is resumed until it ends, and
 its last checkpoint compared with that of an uninterrupted run, bit for bit. A flipped byte is harmless if all that is read is as it was.
 """
 import argparse
@@ -33,7 +33,8 @@ from data import Caption, Episode, Episodes, write_meta, write_shard  # noqa: E4
 from encoder import Encoder  # noqa: E402
 
 SETTINGS = """--hidden_size=32 --num_hidden_layers=2 --num_attention_heads=2 --T=16 --K=2 --batch_size=4 --n_annotated=6 --device=cpu
-    --write_from=5 --accept=0.001 --self_weight=0.1 --max_iters=30 --eval_interval=2 --eval_episodes=1 --resume=True""".split()
+    --write_from=5 --accept=0.0001 --accept_unit=token --self_weight=0.1 --max_iters=16 --eval_interval=2 --eval_episodes=1
+    --resume=True""".split()
 
 
 def make_data(folder):
@@ -53,7 +54,10 @@ def make_data(folder):
 
 
 def run(data, out, kill_after=None, limit=None):
-    """A run of train.py in a process of its own, killed after so many seconds, its files at most `limit` bytes: (exit code, its words)."""
+    """A run of train.py in a process of its own: (exit code, its words). Its files may have at most `limit` bytes.
+
+    kill_after: (evaluations, seconds) of which to wait for the first and then for the second.
+    """
     said_in = data.parent / "said.txt"
     if not (child := os.fork()):
         said = os.open(said_in, os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
@@ -69,8 +73,10 @@ def run(data, out, kill_after=None, limit=None):
         finally:
             for stream in (sys.stdout, sys.stderr): stream.flush()
             os._exit(code)
-    if kill_after is not None:
-        time.sleep(kill_after)
+    if kill_after:
+        log = out / "log.jsonl"
+        while not log.exists() or log.read_text().count("\n") < kill_after[0]: time.sleep(0.001)
+        time.sleep(kill_after[1])
         os.kill(child, signal.SIGKILL)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), said_in.read_text()
 
@@ -91,7 +97,7 @@ def kills(n, data, folder, rng):
     lasts, equal, saving, started_over = time.perf_counter() - started, 0, 0, 0
     for _ in tqdm(range(n), "kills"):
         out = folder / "killed"
-        run(data, out, kill_after=rng.uniform(0, lasts))
+        run(data, out, kill_after=(rng.randrange(8), rng.uniform(0, lasts / 8)))
         saving += any(out.glob(".step-*"))
         started_over += checkpoint.newest(out) is None
         code, said = run(data, out)

@@ -80,7 +80,7 @@ def linear_layers(model, B, steps):
 def decoder(forward, rewind, new, steps):
     """Writes `steps` tokens greedily after the context, then forgets them."""
     def run(new=new):
-        for _ in range(steps): new = forward(new)[:, -1:].argmax(-1)
+        for _ in range(steps): new = forward(new)[:, -1:].max(-1).indices
         rewind()
     return run
 

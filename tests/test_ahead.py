@@ -29,12 +29,12 @@ def a_batch(T, B=3):
 
 
 def one_by_one(model, batch, tok, good):
-    """The losses by T separate runs, each given only its own prefix and its own block: the definition, in loops."""
+    """The losses and their counts by T separate runs, each given only its own prefix and its own block: the definition, in loops."""
     predictor, lm, K, T = model.predictor, model.predictor.lm, model.predictor.K, tok.shape[1]
     hidden = model.encoder(batch.obs, tok, batch.prev)
     message = predictor.message(hidden, model.encoder)
     ground = predict = own = hidden.sum() * 0
-    known, good = batch.known & batch.inside, good & batch.inside
+    known, good, targets = batch.known & batch.inside, good & batch.inside, 0
     for b in range(len(tok)):
         for t in range(T):
             loss = F.cross_entropy(model.encoder.logits(hidden[b, t]), tok[b, t])
@@ -49,7 +49,8 @@ def one_by_one(model, batch, tok, good):
             logits = lm.embed_out(lm.stack(torch.cat((main, block))[None], pos)[0, len(main):])
             loss = F.cross_entropy(logits, tok[b, following], reduction="none")
             predict = predict + (loss * (known | good)[b, following]).sum()
-    return torch.stack((ground, predict, own))
+            targets += (known | good)[b, following].sum().item()
+    return torch.stack((ground, predict, own)), [known.sum().item(), targets, good.sum().item()]
 
 
 @pytest.mark.parametrize("attention", ["mask", "fast"])
@@ -61,7 +62,8 @@ def test_one_pass_equals_separate_runs(T, K, choices, attention):
     model = grounding(K, attention=attention, **choices)
     tok, good, batch = a_batch(T)
     parameters = dict(model.named_parameters())
-    ours, theirs = model(batch, tok, good)[0], one_by_one(model, batch, tok, good)
+    ours, (theirs, counts) = model(batch, tok, good), one_by_one(model, batch, tok, good)
+    assert model.counts(batch, tok, good).tolist() == counts
     torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
     weights = torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)
     grads = [torch.autograd.grad(sums @ weights, parameters.values(), materialize_grads=True) for sums in (ours, theirs)]

@@ -19,7 +19,8 @@ import processes
 import train
 
 SMALL = """--hidden_size=16 --num_hidden_layers=2 --num_attention_heads=2 --T=16 --K=2 --batch_size=8 --n_annotated=4 --device=cpu
-    --write_from=4 --accept=0.001 --self_weight=0.1 --max_iters=20 --eval_interval=5 --eval_episodes=2""".split()
+    --write_from=4 --accept=0.001 --accept_unit=token --self_weight=0.1 --max_iters=20 --eval_interval=5
+    --eval_episodes=2""".split()
 
 
 @pytest.fixture(scope="module")

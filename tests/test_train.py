@@ -8,6 +8,8 @@ from conftest import ROOT
 
 import train
 from data import END, SILENCE
+from encoder import Encoder
+from model import Config, GPTNeoX
 
 SMALL = ["--hidden_size=32", "--num_hidden_layers=2", "--num_attention_heads=2", "--T=16", "--batch_size=4", "--n_annotated=8",
          "--warmup=5", "--drop=0.0", "--write_from=10", "--lr=3e-3", "--ahead_stride=2", "--K=4"]
@@ -83,3 +85,28 @@ def test_the_target_follows_slowly(encoder):
     before = target.lm.embed_out.weight.clone()
     train.follow(target, encoder, 0.9)
     torch.testing.assert_close(target.lm.embed_out.weight, before + 0.1)
+
+
+def test_frozen_language_models_learn_the_rows_of_silence_alone(monkeypatch):
+    monkeypatch.setattr(train, "freeze", "lm")
+    lm = lambda: GPTNeoX(Config(31, 16, 1, 2))
+    predictor = train.Predictor(lm(), 16, 2)
+    torch.nn.init.normal_(predictor.condition.weight)
+    model = train.Grounding(Encoder(lm(), 5, 8), predictor)
+    train.freeze_all_but_silence(model)
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    sum((p.pow(2) * torch.rand_like(p)).sum() for p in model.parameters() if p.requires_grad).backward()
+    train.adamw(model).step()
+    for name, p in model.named_parameters():
+        changed = (p != before[name]).view(len(p), -1).any(1).nonzero().flatten().tolist()
+        if "embed" in name: assert changed == [SILENCE], name
+        elif ".lm." in name: assert not changed, name
+        elif p.dim() > 1: assert changed, name
+
+
+def test_each_part_has_its_learning_rate(monkeypatch):
+    for name, value in dict(lr=1.0, predictor_lr=2.0, projector_lr=None, warmup=10, max_iters=110).items():
+        monkeypatch.setattr(train, name, value)
+    assert train.learning_rates(9) == [1, 1, 2, 2, 1, 1]
+    assert train.learning_rates(4) == [0.5, 0.5, 1, 1, 0.5, 0.5]
+    assert train.learning_rates(110) == pytest.approx([0.1, 0.1, 0.2, 0.2, 0.1, 0.1])
