@@ -22,6 +22,13 @@ def test_flops_are_those_that_torch_counts():
     assert ours == pytest.approx(counter.get_total_flops(), rel=0.05)
 
 
+def test_a_step_of_training_costs_what_torch_counts_forward_and_backward():
+    model = grounding()
+    model.predicts = False
+    with FlopCounterMode(display=False) as counter: model.encoder.lm(torch.zeros(4, 16, dtype=torch.int64)).sum().backward()
+    assert meter.Meter(model, 4, 16, 1.0, "cpu").train == pytest.approx(counter.get_total_flops(), rel=0.1)
+
+
 def test_the_meter_counts_steps_since_it_was_last_read(monkeypatch):
     clock = [0.0]
     monkeypatch.setattr(meter.time, "perf_counter", lambda: clock[0])

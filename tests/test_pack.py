@@ -106,7 +106,7 @@ def test_a_stopped_call_goes_on_and_gives_the_same(folder, packed, monkeypatch):
     for path in (folder / "mine").glob("*"): path.unlink()
     write, written = pack.write_shard, []
     def interrupted(*arguments):
-        if len(written) == 3: raise KeyboardInterrupt
+        if len(written) >= 3: raise KeyboardInterrupt
         written.append(arguments[1:3])
         write(*arguments)
     monkeypatch.setattr(pack, "write_shard", interrupted)
@@ -115,6 +115,10 @@ def test_a_stopped_call_goes_on_and_gives_the_same(folder, packed, monkeypatch):
     monkeypatch.setattr(pack, "write_shard", lambda *a: written.append(a[1:3]) or write(*a))
     packed()
     assert len(written) == len(set(written)) and {p.name: p.read_bytes() for p in (folder / "mine").glob("*")} == whole
+    (folder / "captions.csv").write_text((folder / "captions.csv").read_text().replace("say", "shout"))
+    monkeypatch.setattr(pack, "write_shard", interrupted)
+    with pytest.raises(KeyboardInterrupt): packed()
+    assert not (folder / "mine/meta.json").exists()            # neither the old data set nor yet the new one
 
 
 def test_changed_captions_repack_only_their_shard(folder, packed, monkeypatch):

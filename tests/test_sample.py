@@ -1,5 +1,6 @@
 import io
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -117,7 +118,8 @@ def test_a_stream_that_breaks_off_or_is_no_numbers_is_one_line(follow, capsys):
 def test_follow_writes_a_caption_as_soon_as_it_is_complete(run, toy):
     """At the prompt, with a pipe that stays open."""
     raw = Episodes(toy, "test").obs(0).numpy()
-    process = subprocess.Popen([sys.executable, str(ROOT / "sample.py"), f"--out_dir={run.parent}", "--follow"], cwd=run,
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    process = subprocess.Popen([sys.executable, str(ROOT / "sample.py"), f"--out_dir={run.parent}", "--follow"], cwd=run, env=buffered,
                                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     watch = threading.Timer(60, process.kill)
     watch.start()
@@ -145,9 +147,9 @@ def test_pages_and_an_index_are_written(run, said):
 
 
 def test_a_closed_pipe_is_no_error(run):
-    command = f"{sys.executable} {ROOT / 'sample.py'} --out_dir={run.parent} | head -n 1"
+    command = f"{sys.executable} {ROOT / 'sample.py'} --out_dir={run.parent} | true"
     shown = subprocess.run(["bash", "-c", command], cwd=run, capture_output=True, text=True)
-    assert "episode test-0" in shown.stdout and not shown.stderr
+    assert not shown.stderr
 
 
 def test_the_table_fits_the_terminal(monkeypatch, capsys):
