@@ -246,7 +246,7 @@ class Windows:
             known[:len(obs)] = torch.from_numpy(annotated[start:start + self.T])
             if start and annotated[start - 1]: prev = int(stream[start - 1])
         obs = torch.nn.functional.pad(obs, (0, 0, 0, self.T - len(obs)))
-        noise = torch.from_numpy(rng.random(self.T))
+        noise = torch.from_numpy(rng.random(self.T, dtype=np.float32))   # MPS has no float64
         keep = torch.from_numpy(rng.random(obs.shape[1], dtype=np.float32) >= self.drop).float()
         return Batch(obs, tok.where(known, SILENCE), known, inside, torch.tensor(prev), noise, keep)
 

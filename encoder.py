@@ -20,7 +20,7 @@ from model import GPTNeoX
 
 
 class Projector(nn.Module):
-    """Observations -> embeddings: standardise, hide features if asked, two layers."""
+    """Observations -> embeddings: standardise and weigh, hide features if asked, two layers."""
 
     CLIP = 1.0                                               # standard deviations; beyond it a rare feature drowns the rest
 
@@ -28,11 +28,31 @@ class Projector(nn.Module):
         super().__init__()
         self.register_buffer("mean", torch.zeros(obs_dim))
         self.register_buffer("scale", torch.ones(obs_dim))
+        self.register_buffer("weight", torch.ones(obs_dim))
         self.into = nn.Linear(obs_dim, d)
         self.out = nn.Linear(d, d)
 
+    def standardise(self, episodes, brevity, sample=100):
+        """Mean, scale and weight of the features, from some training episodes (data.Episodes); no caption is read.
+
+        Language speaks of what happens, and what happens is brief: a feature weighs (1 - its correlation from one step to the
+        next) ** brevity. Slow feature analysis (Wiskott & Sejnowski 2002) turned around: it looks for what stays.
+        """
+        some = [episodes.obs(i) for i in range(0, len(episodes), max(len(episodes) // sample, 1))]
+        obs = torch.cat(some)
+        mean, std = obs.mean(0), obs.std(0)
+        from_mean = [x - mean for x in some]
+        correlation = sum((x[1:] * x[:-1]).sum(0) for x in from_mean) / sum(x.square().sum(0) for x in from_mean).clamp(min=1e-12)
+        weight = (1 - correlation).clamp(min=0) ** brevity * (std > 0)                  # a feature that never moved says nothing
+        self.mean.copy_(mean)
+        self.scale.copy_(1 / std.clamp(min=1e-2))
+        self.weight.copy_(weight / weight.square().mean().sqrt().clamp(min=1e-12))
+
+    def weighed(self, obs):                                  # (.., D) -> (.., D)
+        return ((obs - self.mean) * self.scale).clamp(-self.CLIP, self.CLIP) * self.weight
+
     def forward(self, obs, keep=None):                       # (B, T, D), (B, D) -> (B, T, d)
-        x = ((obs - self.mean) * self.scale).clamp(-self.CLIP, self.CLIP)
+        x = self.weighed(obs)
         if keep is not None: x = x * (keep / keep.mean(1, keepdim=True).clamp(min=1e-3))[:, None]   # per window: no other matters
         return self.out(nn.functional.gelu(self.into(x)))
 
@@ -107,7 +127,7 @@ class Encoder(nn.Module):
 
     @staticmethod
     def _draw(p, u):
-        return torch.searchsorted(p.cumsum(-1), u[:, None].to(p.dtype)).clamp(max=p.shape[-1] - 1)[:, 0]
+        return torch.searchsorted(p.cumsum(-1), u[:, None].to(p.dtype).contiguous()).clamp(max=p.shape[-1] - 1)[:, 0]
 
     def save_pretrained(self, folder):
         """config.json and model.safetensors as Pythia's, and projector.safetensors beside them."""

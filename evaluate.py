@@ -52,19 +52,23 @@ def collapse(streams):
     return dict(entropy=float(-(p * np.log(p)).sum()), silence=float(counts[SILENCE] / counts.sum()) if len(counts) > 1 else 0.0)
 
 
-def captions(encoder, episodes, indexes, tokenizer, device, observations="true"):
-    """Lets the encoder write on episodes; observations 'true', 'shuffled' (the next episode's) or 'zeroed'. Returns the scores."""
+def captions(encoder, episodes, indexes, tokenizer, device, observations="true", keep=None):
+    """Lets the encoder write on episodes; observations 'true', 'shuffled' (the next episode's) or 'zeroed'. Returns the scores.
+
+    keep(tok, prob) -> (E, N) bool: captions with a step where it is False are silenced before anything is scored.
+    """
     obs = padded(episodes, indexes, device)
     if observations == "shuffled": obs = obs.roll(1, 0)
     if observations == "zeroed": obs = torch.zeros_like(obs)
-    tok, _ = encoder.annotate(obs)
+    tok, prob = encoder.annotate(obs)
+    if keep is not None: tok = tok.where(keep(tok, prob), SILENCE)
     streams = [row[:episodes.steps(i)] for row, i in zip(tok.cpu().numpy(), indexes, strict=True)]
     written = [read_stream(s, tokenizer) for s in streams]
     truth = [write_stream(episodes.captions(i), episodes.steps(i), tokenizer) for i in indexes]
     spoken = np.concatenate([(t != SILENCE) for t in truth])
     same = np.concatenate([s == t for s, t in zip(streams, truth, strict=True)])
     return score([episodes.captions(i) for i in indexes], written) | collapse(streams) | dict(
-        token_accuracy=float(same[spoken].mean()), distinct=len({c.text for w in written for c in w}))
+        token_accuracy=float(same[spoken].mean()), written=sum(map(len, written)), distinct=len({c.text for w in written for c in w}))
 
 
 @torch.no_grad()

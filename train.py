@@ -38,10 +38,11 @@ data = "data/crafter"                 # folder of a data set
 out_dir = "out/crafter"               # where the run goes
 n_annotated = 64                      # training episodes that keep their captions; the others are observations only
 annotated_fraction = 0.5              # share of the windows that come from them
-T = 64                                # steps of a window
-batch_size = 16                       # windows of a step, over all processes
+T = 16                                # steps of a window
+batch_size = 64                       # windows of a step, over all processes
 micro_batch = 0                       # windows of one pass of a process; 0: all it has
-drop = 0.2                            # share of observation features the student does not see, drawn per window
+drop = 0.0                            # share of observation features the student does not see, drawn per window
+brevity = 10.0                        # how much more brief features weigh: (1 - correlation from step to step) ** brevity; 0: all alike
 # models, encoder and predictor alike
 init_from = ""                        # a Pythia to start from, 'EleutherAI/pythia-160m' or a directory; '' is from scratch, in this shape:
 hidden_size = 128                     # d
@@ -62,10 +63,12 @@ ema = 0.99                            # decay of the target encoder, per step
 teacher = None                        # folder of a run whose encoder is the target, and stays as it is
 write_from = 200                      # step from which the target writes
 accept = 0.7                          # a written caption counts if each of its tokens had at least this probability
+accept_silence = 0.95                 # written silence counts if it had at least this probability
 accept_unit = "caption"               # accept whole 'caption's | single 'token's, as classic pseudo-labelling does
-self_weight = 0.0                     # of loss_self, the encoder on what was accepted
+self_weight = 1.0                     # of loss_self, the encoder on what was accepted
 # optimisation
-max_iters = 1000                      # steps
+max_iters = 600                       # steps
+patience = 0                          # evaluations without a better F1 after which training stops; 0: goes on to max_iters
 warmup = 50                           # steps of linear warm-up; then cosine to a tenth
 lr = 1e-3                             # peak learning rate, of the encoder's language model
 predictor_lr = None                   # of the predictor's language model; None: lr
@@ -186,17 +189,19 @@ def at(index, steps):
 class Grounding(nn.Module):
     """Encoder and predictor in one module whose forward returns the sums of the losses."""
 
-    def __init__(self, encoder, predictor, cut=False, predicts=True):
-        """cut: no gradient from predictor to encoder; predicts False: the predictor is left out."""
+    def __init__(self, encoder, predictor, cut=False, predicts=True, heeds=True):
+        """cut: no gradient from predictor to encoder; predicts False: the predictor is left out; heeds False: loss_self is."""
         super().__init__()
-        self.encoder, self.predictor, self.cut, self.predicts = encoder, predictor, cut, predicts
+        self.encoder, self.predictor, self.cut, self.predicts, self.heeds = encoder, predictor, cut, predicts, heeds
         predictor.requires_grad_(predicts)
 
     def forward(self, batch, tok, good):
         """Sums of loss_ground, loss_predict, loss_self, (3,). tok (B, T) is the full stream, good (B, T) what was accepted of it."""
         hidden = self.encoder(batch.obs, tok, batch.prev, batch.keep)                   # (B, T, d)
         known, good = batch.known & batch.inside, good & batch.inside
-        ground, itself = (cross_entropy(hidden, self.encoder.lm.embed_out.weight, tok, rows)[0] for rows in (known, good))
+        speak = lambda rows: cross_entropy(hidden, self.encoder.lm.embed_out.weight, tok, rows)[0]
+        ground = speak(known)
+        itself = speak(good) if self.heeds else 0 * ground
         predict = 0 * ground
         if self.predicts: predict = self.predict(hidden.detach() if self.cut else hidden, tok, batch.prev, known | good)[0]
         return torch.stack((ground, predict, itself))
@@ -221,10 +226,11 @@ class Grounding(nn.Module):
 # the text of unannotated steps
 
 
-def accepted(tok, prob, known, threshold, unit="caption"):
+def accepted(tok, prob, known, threshold, silence, unit="caption"):
     """Which self-written steps may be targets, (B, T) bool: silence, and captions accepted as a whole.
 
-    A caption counts if each of its tokens had at least `threshold` probability, it came to its END, and no known token cut in.
+    A caption counts if each of its tokens had at least `threshold` probability, it came to its END, and no known token cut in;
+    silence if it had at least `silence`: where it is unsure a caption may be missing, and learning from that ends in saying nothing.
     unit 'token' looks at each token alone (Lee 2013, pseudo-labels).
     """
     if unit == "token": return ~known & (prob >= threshold)
@@ -235,7 +241,7 @@ def accepted(tok, prob, known, threshold, unit="caption"):
     per_caption = lambda x, how: torch.zeros_like(prob).scatter_reduce(1, caption, x.float(), how, include_self=False).gather(1, caption)
     least = per_caption(prob.masked_fill(~spoken, 1), "amin")
     whole = (per_caption(ends, "amax") > 0) & (per_caption(known & spoken, "amax") == 0)
-    sure = torch.where(spoken, whole & (least >= threshold), (tok == SILENCE) & (prob >= threshold))
+    sure = torch.where(spoken, whole & (least >= threshold), (tok == SILENCE) & (prob >= silence))
     return sure & ~known
 
 
@@ -246,13 +252,6 @@ def follow(target, encoder, decay):
 
 # ---------------------------------------------------------------------------------------------------------------------
 # the loop
-
-
-def standardise(projector, episodes, sample=100):
-    """Mean and scale of the observations, from some training episodes (no caption is read)."""
-    obs = torch.cat([episodes.obs(i) for i in range(0, len(episodes), max(len(episodes) // sample, 1))])
-    projector.mean.copy_(obs.mean(0))
-    projector.scale.copy_(1 / obs.std(0).clamp(min=1e-2))
 
 
 def default_data():
@@ -284,9 +283,9 @@ def build(tokenizer, episodes, where):
     """Encoder and predictor of this configuration, standardised to the training episodes; the target encoder."""
     speaker, foreteller = language_models(tokenizer)
     encoder = Encoder(speaker, episodes.meta["obs_dim"], T, pretrained=bool(init_from))
-    standardise(encoder.projector, episodes)
+    encoder.projector.standardise(episodes, brevity)
     predictor = Predictor(foreteller, speaker.config.hidden_size, K, ahead, context, through, ahead_stride, attention)
-    model = Grounding(encoder, predictor, cut, predicts=predict_weight > 0)
+    model = Grounding(encoder, predictor, cut, predicts=predict_weight > 0, heeds=self_weight > 0)
     if not condition or through != "hidden": predictor.condition.requires_grad_(False)
     model = model.to(where, torch.float64 if dtype == "float64" else torch.float32)
     target = Encoder.from_pretrained(teacher).to(model.encoder.lm.embed_out.weight) if teacher else copy.deepcopy(model.encoder)
@@ -335,7 +334,7 @@ def write(target, batch, step):
     """The full streams (B, T) of this process's windows, and which of their steps the target wrote and may be targets (B, T) bool."""
     if step < write_from: return batch.tok, torch.zeros_like(batch.known)
     tok, prob = target.annotate(batch.obs, batch.tok, batch.known, batch.prev, batch.noise)
-    return tok, accepted(tok, prob, batch.known, accept, accept_unit)
+    return tok, accepted(tok, prob, batch.known, accept, accept_silence, accept_unit)
 
 
 def sane(step, losses, norm, state):
@@ -357,15 +356,26 @@ def sane(step, losses, norm, state):
     return True
 
 
-def record(log, mirrored, model, val, tokenizer, where, state, line):
-    """Lets the encoder write on validation episodes; a line in the log and its mirrors, and the best score so far."""
-    found = evaluate.captions(model.encoder, val, range(min(eval_episodes, len(val))), tokenizer, where)
+def target_scores(target, score):
+    """How well the target writes: its F1, and of what would be accepted of it, how many captions, and the share that is right."""
+    nothing = lambda tok: torch.zeros_like(tok, dtype=torch.bool)
+    taken = score(target, keep=lambda tok, prob: accepted(tok, prob, nothing(tok), accept, accept_silence, accept_unit))
+    return dict(target_f1=score(target)["f1"], target_accepted=taken["written"], target_accepted_right=taken["precision"])
+
+
+def record(log, mirrored, model, target, val, tokenizer, where, state, line):
+    """Lets encoder and target write on validation episodes; a line in the log and its mirrors, and the best score so far."""
+    some = range(min(eval_episodes, len(val)))
+    score = lambda encoder, keep=None: evaluate.captions(encoder, val, some, tokenizer, where, keep=keep)
+    found = score(model.encoder)
     line |= {k: v for k, v in found.items() if k != "kinds"}
+    if line["step"] > write_from: line |= target_scores(target, score)
     log.write(json.dumps(line) + "\n")
     log.flush()
     for mirror in mirrored: mirror(line)
     processes.say("  ".join(f"{k} {v:.3f}" if isinstance(v, float) else f"{k} {v}" for k, v in line.items()))
-    if state["best"] is None or found["f1"] > state["best"][0]: state["best"] = (found["f1"], line["step"])
+    state["stale"] += 1
+    if state["best"] is None or found["f1"] > state["best"][0]: state["best"], state["stale"] = (found["f1"], line["step"]), 0
 
 
 def conclude(model, tokenizer, train, annotated, test, where):
@@ -407,12 +417,26 @@ def begin(model, target, optimizer, config, identity):
     again = resume or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0          # torchrun restarts all when one was killed
     folder = processes.tell(checkpoint.claim(out_dir, again) if processes.RANK == 0 else None)
     machine = (torch.get_num_threads(), processes.WORLD)
-    if not folder: return dict(step=0, best=None, bad=0, skipped=0, norms=[], data=identity, machine=machine)
+    if not folder: return dict(step=0, best=None, stale=0, bad=0, skipped=0, norms=[], data=identity, machine=machine)
     state, changed = checkpoint.resume(folder, model, target, optimizer, config, identity)
     if state["machine"] != machine: changed += [f"threads and processes {state['machine']} -> {machine}: the same but for rounding"]
     processes.say(f"resuming from {folder}" + "".join(f"; {change}" for change in changed))
     if processes.RANK == 0: checkpoint.tidy(out_dir, state["best"], keep)
     return state | dict(machine=machine)
+
+
+def backward(run, batch, tok, good, counts, cast):
+    """Gradients of a step's loss, `micro_batch` windows at a time; returns this process's part of the three mean losses, (3,)."""
+    total, part = 0, micro_batch or batch_size
+    for a in range(0, len(tok), part):
+        with processes.quiet(run, last=a + part >= len(tok)):
+            with cast: sums = run(batch.part(a, a + part), tok[a:a + part], good[a:a + part])
+            losses = sums / counts.clamp(min=1)
+            loss_ground, loss_predict, loss_self = losses
+            loss = loss_ground + predict_weight * loss_predict + self_weight * loss_self
+            (loss * processes.WORLD).backward()                                         # DDP averages the gradients
+        total = total + losses.detach()
+    return total
 
 
 def main(config):
@@ -424,7 +448,7 @@ def main(config):
     optimizer = adamw(model)
     state = begin(model, target, optimizer, config, train.identity())
     windows = Windows(train, annotated, tokenizer, T, annotated_fraction, drop, seed)
-    mine, part = processes.share(batch_size), micro_batch or batch_size
+    mine = processes.share(batch_size)
     run = processes.parallel(torch.compile(model) if compile else model)
     with cast: processes.settle(run, windows.batch(0, mine[:1]).to(where))
     log = checkpoint.open_log(out_dir, state["step"]) if processes.RANK == 0 else None
@@ -440,15 +464,7 @@ def main(config):
         counts, stopping = processes.total(counts).split([3, 1])                        # over all processes, before any backward
 
         optimizer.zero_grad()
-        total = 0
-        for a in range(0, len(tok), part):
-            with processes.quiet(run, last=a + part >= len(tok)):
-                with cast: sums = run(batch.part(a, a + part), tok[a:a + part], good[a:a + part])
-                losses = sums / counts.clamp(min=1)
-                loss_ground, loss_predict, loss_self = losses
-                loss = loss_ground + predict_weight * loss_predict + self_weight * loss_self
-                (loss * processes.WORLD).backward()                                     # DDP averages the gradients
-            total = total + losses.detach()
+        total = backward(run, batch, tok, good, counts, cast)
         norm = nn.utils.clip_grad_norm_(model.parameters(), grad_clip)
         *losses, norm, n_accepted, stopping = torch.cat((processes.total(total), norm[None], counts[2:], stopping)).tolist()
         losses = dict(zip(("ground", "predict", "self"), losses, strict=True))
@@ -464,15 +480,18 @@ def main(config):
         due = (step + 1) % eval_interval == 0 or step + 1 == max_iters
         if due and processes.RANK == 0:
             line = dict(step=step + 1, **losses, norm=norm, accepted=int(n_accepted), **speed)
-            record(log, mirrored, model, val, tokenizer, where, state, line)
+            record(log, mirrored, model, target, val, tokenizer, where, state, line)
             meter.read()                                                                # evaluation is no training
+            if patience and state["stale"] >= patience: asked.append("patience")        # all processes learn of it in the next step
         if (due or stopping) and not state["bad"] and processes.RANK == 0:
             processes.say(checkpoint.save(out_dir, model, target, optimizer, tokenizer, config, state, keep))
         if stopping: break
     progress.close()
     processes.leave()
-    if stopping: return processes.say(f"stopped after step {state['step']}; the same command with --resume=True continues")
-    if processes.RANK == 0: conclude(model, tokenizer, train, annotated, test, where)
+    if stopping and "patience" not in asked:
+        processes.say(f"stopped after step {state['step']}; the same command with --resume=True continues")
+    elif processes.RANK == 0:
+        conclude(model, tokenizer, train, annotated, test, where)
 
 
 if __name__ == "__main__":

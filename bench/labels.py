@@ -2,13 +2,15 @@
 How many labels captions cost: caption F1 on held-out episodes against the number N of annotated episodes.
 
     python bench/labels.py --quick                       minutes: N = 8, one seed, 200 updates: shows that it runs, proves nothing
-    python bench/labels.py --jobs=2                      the full curve, hours; a csv row per run, goes on where it was interrupted
+    python bench/labels.py --jobs=2                      the full curve, an hour; a csv row per run, goes on where it was interrupted
+    python bench/labels.py --jobs=2 --ablate             the ablations of ours, at N = 8
     python bench/labels.py --only=finetune,ours --N=8    a part of it
     python bench/labels.py --report                      the table and the plot of the rows that are there
+    python bench/labels.py --report --test_seeds         the same on worlds nobody has looked at (made for it)
 
-Every run is `python train.py` with the settings below, so all arms share observations, tokenizer, warm-up and number of updates. A seed
-chooses which episodes are annotated and the initial weights. No arm sees a validation label: the last weights count, and
-settings were chosen beforehand, with the same number of trials for each arm (TRIALS), on the val split, at N = 8 and seed 100.
+Every run is `python train.py` with the settings below and its defaults, so all arms share observations, tokenizer, warm-up, number of
+updates and of annotated windows in an update. A seed chooses which episodes are annotated and the initial weights. No arm sees a
+validation label: the last weights count. Settings were chosen beforehand on the val split, at N = 8 and seeds 100, 101: TRIALS an arm.
 """
 import argparse
 import csv
@@ -23,53 +25,66 @@ import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
+import checkpoint  # noqa: E402
 import evaluate  # noqa: E402
-from data import Caption, Episodes, choose_annotated  # noqa: E402
+import train  # noqa: E402
+from data import Caption, Episodes, Tokenizer, choose_annotated  # noqa: E402
+from encoder import Encoder, Projector  # noqa: E402
 
-SIZES, SEEDS, TRIALS = (2, 8, 32, 128), range(5), 3
-OURS = "--self_weight=0.5 --predict_weight=0.5"
+SIZES, SEEDS, TRIALS = (2, 8, 32, 128), range(5), 4
 ARMS = dict(
-    finetune="--predict_weight=0 --annotated_fraction=1.0",
-    pseudo="--predict_weight=0 --self_weight=1.0 --accept=0.9 --accept_unit=token --teacher={teacher} --write_from=0",
-    ours=OURS,
-    cut=f"{OURS} --cut=True",
+    finetune="--predict_weight=0 --self_weight=0 --annotated_fraction=1.0 --batch_size=32",
+    pseudo="--predict_weight=0 --accept=0.9 --accept_unit=token --teacher={teacher} --write_from=0",
+    ours="",
+    cut="--cut=True",
 )
 """finetune: grounding loss alone. pseudo: a fixed teacher (the finetune run) labels, tokens above a confidence teach a student.
 ours: an EMA target writes, captions accepted as a whole teach encoder and predictor. cut: ours, without the gradient from the
 predictor to the encoder."""
+ABLATIONS = {
+    "no predictor": "--predict_weight=0", "no loss_self": "--self_weight=0", "no EMA": "--ema=0", "unsure silence": "--accept_silence=0",
+    "through text": "--through=text", "next spoken": "--ahead=spoken", "K = 1": "--K=1", "K = 4": "--K=4", "K = 15": "--K=15",
+    "features hidden": "--drop=0.2", "no brevity": "--brevity=0"}
 
 
-def knn(test, train, annotated, k=3, chunk=1024):
-    """Each step takes the caption on which most of its k nearest annotated steps agree (a step's label: the caption that starts there)."""
+def knn(test, train, annotated, seen, k=3):
+    """Each step takes the caption on which most of its k nearest annotated steps agree (a step's label: the caption that starts there).
+
+    seen(obs): the observations as the encoder's projector sees them."""
     texts = [None] + sorted({c.text for i in annotated for c in train.captions(i)})
-    x = torch.cat([train.obs(i) for i in annotated])
-    mean, std = x.mean(0), x.std(0).clamp(min=1e-2)
-    scaled = lambda obs: ((obs - mean) / std).clamp(-1, 1)                              # as the encoder's projector sees them
+    x = torch.cat([seen(train.obs(i)) for i in annotated])
     labels, first = torch.zeros(len(x), dtype=torch.int64), 0
     for i in annotated:
         for c in train.captions(i): labels[first + c.start] = texts.index(c.text)
         first += train.steps(i)
-    x, written = scaled(x), []
+    written = []
     for i in range(len(test)):
-        nearest = torch.cdist(scaled(test.obs(i)), x).topk(k, largest=False).indices    # (N, k)
+        nearest = torch.cdist(seen(test.obs(i)), x).topk(k, largest=False).indices    # (N, k)
         said = labels[nearest].mode(1).values.tolist()
         written.append([Caption(t, t + 1, texts[s]) for t, s in enumerate(said) if s])
     return evaluate.score([test.captions(i) for i in range(len(test))], written)["f1"]
 
 
 def command(arm, N, seed, args):
-    teacher = args.out / f"finetune-{N}-{seed}"
-    settings = ARMS[arm].format(teacher=teacher).split()
+    settings = (ARMS | ABLATIONS)[arm].format(teacher=folder("finetune", N, seed, args)).split()
     shared = dict(n_annotated=N, seed=seed, data=args.data, max_iters=args.updates, eval_interval=args.updates, resume=True)
-    shared["out_dir"] = args.out / f"{arm}-{N}-{seed}"
+    shared["out_dir"] = folder(arm, N, seed, args)
     return [sys.executable, "train.py", *settings, *(f"--{name}={value}" for name, value in shared.items())]
+
+
+def folder(arm, N, seed, args):
+    return args.out / f"{arm.replace(' ', '-')}-{N}-{seed}"
 
 
 def one_run(arm, N, seed, args):
     done = subprocess.run(command(arm, N, seed, args), cwd=ROOT, capture_output=True, text=True)
     if done.returncode: sys.exit(f"{' '.join(done.args)}\n{done.stderr[-2000:]}")
-    row = json.loads((args.out / f"{arm}-{N}-{seed}/results.json").read_text())["captions"]["encoder"]
-    return dict(arm=arm, N=N, seed=seed, updates=args.updates, **{k: round(row[k], 4) for k in ("f1", "precision", "recall", "entropy")})
+    out = folder(arm, N, seed, args)
+    row = json.loads((out / "results.json").read_text())["captions"]["encoder"]
+    log = json.loads((out / "log.jsonl").read_text().splitlines()[-1])
+    right = log.get("target_accepted_right", float("nan"))                              # of the captions it would learn from, on val
+    scores = {k: round(row[k], 4) for k in ("f1", "precision", "recall", "entropy")}
+    return dict(arm=arm, N=N, seed=seed, updates=args.updates, **scores, accepted_right=round(right, 4))
 
 
 def rows_of(path):
@@ -95,6 +110,21 @@ def run_all(args):
                 print(row, flush=True)
 
 
+def fresh_worlds(args):
+    """Test episodes from worlds that no run and no person has looked at, and the F1 of every run on them, as a csv of its own."""
+    from domains import crafter_play
+    where, found = args.out / "fresh", args.out / "fresh.csv"
+    crafter_play.make(where, train=1, val=1, test=50, first_seed=1_000_000)
+    test, done = Episodes(where, "test"), {(row["arm"], row["N"], row["seed"]) for row in rows_of(found)}
+    for row in rows_of(args.csv):
+        if (row["arm"], row["N"], row["seed"]) in done: continue
+        run = folder(row["arm"], row["N"], row["seed"], args)
+        tokenizer = Tokenizer.from_file(checkpoint.chosen(run) / "tokenizer.json")
+        f1 = evaluate.captions(Encoder.from_pretrained(run), test, range(len(test)), tokenizer, "cpu")["f1"]
+        add_row(found, dict(arm=row["arm"], N=row["N"], seed=row["seed"], f1=round(f1, 4)))
+    return found, test
+
+
 T975 = [np.nan, np.nan, 12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262]    # of Student's t, by number of values
 
 
@@ -104,8 +134,9 @@ def interval(values):
 
 
 def labels_needed(curve, f1):
-    """The N at which a curve {N: f1} reaches f1, on a log axis; nan outside."""
+    """The N at which a curve {N: f1} reaches f1, on a log axis; its smallest if it begins above, nan if it never does."""
     sizes = sorted(curve)
+    if f1 < curve[sizes[0]]: return sizes[0]
     for a, b in zip(sizes, sizes[1:], strict=False):
         if curve[a] <= f1 <= curve[b]:
             share = (f1 - curve[a]) / max(curve[b] - curve[a], 1e-9)
@@ -125,28 +156,49 @@ def data_advantage(table, arm, N, resamples=1000):
     return [float(np.nanpercentile(found, p)) for p in (50, 2.5, 97.5)]
 
 
+def without_training(test, train_split, sizes, seeds):
+    """Rows of the table that train nothing: nearest neighbours, the most frequent caption, silence."""
+    projector = Projector(train_split.meta["obs_dim"], 1)
+    projector.standardise(train_split, train.brevity)
+    rows, everything = {"kNN, k = 1": {}, "kNN, k = 3": {}, "most frequent": {}, "silence": {}}, range(len(test))
+    for n in sizes:
+        chosen = {s: choose_annotated(len(train_split), n, s) for s in seeds}
+        for k in (1, 3): rows[f"kNN, k = {k}"][n] = {s: knn(test, train_split, some, projector.weighed, k) for s, some in chosen.items()}
+        rows["most frequent"][n] = {s: evaluate.most_frequent(test, everything, train_split, some)["f1"] for s, some in chosen.items()}
+        rows["silence"][n] = dict.fromkeys(seeds, 0.0)
+    return rows
+
+
 def report(args):
+    found, test = fresh_worlds(args) if args.test_seeds else (args.csv, Episodes(args.data, "test"))
     table = {}
-    for row in rows_of(args.csv): table.setdefault(row["arm"], {}).setdefault(row["N"], {})[row["seed"]] = row["f1"]
-    train, test = Episodes(args.data, "train"), Episodes(args.data, "test")
-    sizes = sorted({n for by_size in table.values() for n in by_size})
-    seeds = sorted({s for by_size in table.values() for by_seed in by_size.values() for s in by_seed})
-    table["kNN"] = {n: {s: knn(test, train, choose_annotated(len(train), n, s)) for s in seeds} for n in sizes}
-    print(f"caption F1 on {len(test)} test episodes, mean +- half the 95 % interval over seeds {seeds}\n")
+    for row in rows_of(found): table.setdefault(row["arm"], {}).setdefault(row["N"], {})[row["seed"]] = row["f1"]
+    curves = {arm: table[arm] for arm in ARMS if arm in table}
+    sizes = sorted({n for by_size in curves.values() for n in by_size})
+    seeds = sorted({s for by_size in curves.values() for by_seed in by_size.values() for s in by_seed})
+    curves |= without_training(test, Episodes(args.data, "train"), sizes, seeds)
+    kind, over = "fresh" if args.test_seeds else "test", f"seeds {seeds}, {TRIALS} trials of settings an arm"
+    print(f"caption F1 on {len(test)} {kind} episodes, mean +- half the 95 % interval over {over}\n")
     print("| arm | " + " | ".join(f"N = {n}" for n in sizes) + " |\n|---|" + "---|" * len(sizes))
-    for arm, by_size in table.items():
-        cells = [interval(list(by_size[n].values())) if n in by_size else None for n in sizes]
-        print(f"| {arm} | " + " | ".join(f"{c[0]:.3f} +- {c[1]:.3f}" if c else "" for c in cells) + " |")
+    for arm, by_size in curves.items():
+        print(f"| {arm} | " + " | ".join(said(list(by_size[n].values())) if n in by_size else "" for n in sizes) + " |")
     ours = table.get("ours", {})
-    for arm in set(table) - {"ours"}:
-        pairs = {n: [ours[n][s] - f1 for s, f1 in table[arm][n].items() if s in ours[n]] for n in table[arm] if n in ours}
-        said = ", ".join("N = {}: {:+.3f} +- {:.3f}".format(n, *interval(d)) for n, d in sorted(pairs.items()) if d)
-        print(f"ours - {arm}, paired: {said}")
-    for n in set(ours) & set(table.get("finetune", {})):
+    print("\n| ours minus, paired | " + " | ".join(f"N = {n}" for n in sizes) + " |\n|---|" + "---|" * len(sizes))
+    for arm in [*curves, *(arm for arm in ABLATIONS if arm in table)]:
+        if arm == "ours": continue
+        by_size = (curves | table)[arm]
+        pairs = {n: [ours[n][s] - f1 for s, f1 in by_size[n].items() if s in ours[n]] for n in by_size if n in ours}
+        print(f"| {arm} | " + " | ".join(said(pairs[n], "+") if pairs.get(n) else "" for n in sizes) + " |")
+    for n in sorted(set(ours) & set(table.get("finetune", {}))):
         found = data_advantage({arm: table[arm] for arm in ("ours", "finetune")}, "ours", n)
-        said = "the curves do not overlap" if found is None else "{:.1f} ({:.1f} .. {:.1f})".format(*found)
-        print(f"data advantage at finetune's F1 with N = {n}: {said}")
-    plot(table, args.out / "labels.png")
+        text = "outside the curve of ours" if found is None else "{:.1f} times fewer ({:.1f} .. {:.1f})".format(*found)
+        print(f"data advantage at finetune's F1 with N = {n}: {text}")
+    plot(curves, args.out / "labels.png")
+
+
+def said(values, sign=""):
+    mean, half = interval(values)
+    return f"{mean:{sign}.3f} +- {half:.3f}"
 
 
 def plot(table, path):
@@ -156,7 +208,7 @@ def plot(table, path):
     for arm, by_size in table.items():
         sizes = sorted(by_size)
         mean, half = np.array([interval(list(by_size[n].values())) for n in sizes]).T
-        plt.errorbar(sizes, mean, half, label=arm, capsize=3)
+        plt.errorbar(sizes, mean, half, label=arm, capsize=3, linestyle="-" if arm in ARMS else ":")
     plt.xscale("log", base=2)
     plt.xlabel("annotated episodes N")
     plt.ylabel("caption F1, held-out episodes")
@@ -170,14 +222,17 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="N = 8, one seed, 200 updates")
     parser.add_argument("--report", action="store_true", help="only the table and the plot")
+    parser.add_argument("--test_seeds", action="store_true", help="report on fresh worlds, made for it")
+    parser.add_argument("--ablate", action="store_true", help="the ablations of ours, at N = 8")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time (default 1)")
     parser.add_argument("--N", type=numbers, default=list(SIZES), help="numbers of annotated episodes")
     parser.add_argument("--seeds", type=numbers, default=list(SEEDS))
-    parser.add_argument("--only", type=lambda text: text.split(","), default=list(ARMS), help=f"arms, of {','.join(ARMS)}")
-    parser.add_argument("--updates", type=int, default=600)
+    parser.add_argument("--only", type=lambda text: text.split(","), default=list(ARMS), help=f"arms, of {','.join(ARMS | ABLATIONS)}")
+    parser.add_argument("--updates", type=int, default=400)
     parser.add_argument("--data", default="data/crafter")
     parser.add_argument("--out", type=Path, default=Path("out/labels"))
     args = parser.parse_args()
+    if args.ablate: args.N, args.only = [8], ["ours", *ABLATIONS]
     if args.quick: args.N, args.seeds, args.updates, args.out = [8], [0], 200, args.out / "quick"
     args.out.mkdir(parents=True, exist_ok=True)
     args.out, args.csv = args.out.resolve(), (args.out / "labels.csv").resolve()

@@ -179,7 +179,7 @@ def timed_step(model, batch):
     optimizer, marks = torch.optim.AdamW(model.parameters()), [("", clock())]
     mark = lambda name: marks.append((name, clock()))
     tok, prob = model.encoder.annotate(batch.obs, batch.tok, batch.known, batch.prev, batch.noise)
-    good = accepted(tok, prob, batch.known, 0.0)
+    good = accepted(tok, prob, batch.known, 0.0, 0.0)
     mark("target's writing")
     hidden = model.encoder(batch.obs, tok, batch.prev, batch.keep)
     mark("encoder, forward")

@@ -71,11 +71,11 @@ def test_captions_are_accepted_as_a_whole():
     tok = torch.tensor([[S, 5, 6, E, 7, E, S, 8, S, E, 9, 6]])
     prob = torch.tensor([[.9, .9, .9, .9, .9, .6, .5, .9, .9, .9, .9, .9]])
     known = torch.zeros_like(tok, dtype=torch.bool)
-    accept = train.accepted(tok, prob, known, 0.7)[0].int().tolist()
+    accept = train.accepted(tok, prob, known, 0.7, 0.7)[0].int().tolist()
     #      silence  5 6 END: whole   7 END: unsure   silence: unsure   8: no END   silence   END alone   9 6: cut off
     assert accept == [1, 1, 1, 1, 0, 0, 0, 0, 1, 0, 0, 0]
     known[0, 3] = True                                        # a known token cuts the caption short
-    assert train.accepted(tok, prob, known, 0.7)[0, :4].int().tolist() == [1, 0, 0, 0]
+    assert train.accepted(tok, prob, known, 0.7, 0.7)[0, :4].int().tolist() == [1, 0, 0, 0]
 
 
 def test_the_target_follows_slowly(encoder):
