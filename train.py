@@ -130,10 +130,12 @@ class Predictor(nn.Module):
         self.condition = nn.Linear(encoder_width, lm.config.hidden_size, bias=False)
         nn.init.zeros_(self.condition.weight)
 
-    def message(self, hidden, encoder):
-        """What each main-stream step hears of the encoder: (B, T, d_encoder) -> (B, T, d)."""
+    def message(self, hidden, encoder, cut=False):
+        """What each main-stream step hears of the encoder, (B, T, d_encoder) -> (B, T, d); cut: without gradient to the encoder."""
+        words = encoder.lm.embed_out.weight
+        if cut: hidden, words = hidden.detach(), words.detach()
         if self.through == "hidden": return self.condition(hidden)
-        return encoder.logits(hidden).softmax(-1) @ self.lm.gpt_neox.embed_in.weight
+        return F.linear(hidden, words).softmax(-1) @ self.lm.gpt_neox.embed_in.weight
 
     def forward(self, tok, prev, message):
         """Final hidden states of all blocks (B, S, K, d), their targets, the token before each, and the target's step, (B, S, K)."""
@@ -203,7 +205,7 @@ class Grounding(nn.Module):
         ground = speak(known)
         itself = speak(good) if self.heeds else 0 * ground
         predict = 0 * ground
-        if self.predicts: predict = self.predict(hidden.detach() if self.cut else hidden, tok, batch.prev, known | good)[0]
+        if self.predicts: predict = self.predict(hidden, tok, batch.prev, known | good)[0]
         return torch.stack((ground, predict, itself))
 
     def counts(self, batch, tok, good):
@@ -216,7 +218,7 @@ class Grounding(nn.Module):
     def predict(self, hidden, tok, prev, counted):
         """Sum of the predictor's losses on targets at counted steps (B, T), and of each block token, (B, S, K): its loss, target, the
         token before it, and whether it counted."""
-        out, target, before, index = self.predictor(tok, prev, self.predictor.message(hidden, self.encoder))
+        out, target, before, index = self.predictor(tok, prev, self.predictor.message(hidden, self.encoder, self.cut))
         counted = at(index, counted)
         total, loss = cross_entropy(out, self.predictor.lm.embed_out.weight, target, counted)
         return total, loss, target, before, counted

@@ -32,18 +32,19 @@ from data import Caption, Episodes, Tokenizer, choose_annotated  # noqa: E402
 from encoder import Encoder, Projector  # noqa: E402
 
 SIZES, SEEDS, TRIALS = (2, 8, 32, 128), range(5), 4
+OURS = "--through=text --predict_weight=1.0"
 ARMS = dict(
     finetune="--predict_weight=0 --self_weight=0 --annotated_fraction=1.0 --batch_size=32",
     pseudo="--predict_weight=0 --accept=0.9 --accept_unit=token --teacher={teacher} --write_from=0",
-    ours="",
-    cut="--cut=True",
+    ours=OURS,
+    cut=f"{OURS} --cut=True",
 )
 """finetune: grounding loss alone. pseudo: a fixed teacher (the finetune run) labels, tokens above a confidence teach a student.
 ours: an EMA target writes, captions accepted as a whole teach encoder and predictor. cut: ours, without the gradient from the
 predictor to the encoder."""
-ABLATIONS = {
+ABLATIONS = {                             # what is changed in ours
     "no predictor": "--predict_weight=0", "no loss_self": "--self_weight=0", "no EMA": "--ema=0", "unsure silence": "--accept_silence=0",
-    "through text": "--through=text", "next spoken": "--ahead=spoken", "K = 1": "--K=1", "K = 4": "--K=4", "K = 15": "--K=15",
+    "through hidden": "--through=hidden", "next spoken": "--ahead=spoken", "K = 1": "--K=1", "K = 4": "--K=4", "K = 15": "--K=15",
     "features hidden": "--drop=0.2", "no brevity": "--brevity=0"}
 
 
@@ -66,7 +67,7 @@ def knn(test, train, annotated, seen, k=3):
 
 
 def command(arm, N, seed, args):
-    settings = (ARMS | ABLATIONS)[arm].format(teacher=folder("finetune", N, seed, args)).split()
+    settings = (ARMS | {name: f"{OURS} {change}" for name, change in ABLATIONS.items()})[arm].format(teacher=folder("finetune", N, seed, args)).split()
     shared = dict(n_annotated=N, seed=seed, data=args.data, max_iters=args.updates, eval_interval=args.updates, resume=True)
     shared["out_dir"] = folder(arm, N, seed, args)
     return [sys.executable, "train.py", *settings, *(f"--{name}={value}" for name, value in shared.items())]

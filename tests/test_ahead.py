@@ -163,3 +163,15 @@ def test_automatic_takes_the_mask_for_few_rows_and_the_fast_path_for_many(monkey
         used.clear()
         model.predictor(torch.randint(V, (1, T)), torch.tensor([END]), torch.zeros(1, T, 16).double())
         assert len(used) == expected
+
+
+@pytest.mark.parametrize("through", ["hidden", "text"])
+@pytest.mark.parametrize("cut", [True, False])
+def test_the_cut_stops_the_gradient_from_predictor_to_encoder(through, cut):
+    model = grounding(3, through=through)
+    model.cut = cut
+    tok, good, batch = a_batch(9)
+    model(batch, tok, good)[1].backward()                        # loss_predict alone
+    reached = [name for name, p in model.encoder.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0]
+    assert (reached == []) == cut
+    assert all(p.grad is not None for p in model.predictor.lm.parameters())

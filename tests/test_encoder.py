@@ -1,9 +1,10 @@
 import weakref
 
+import numpy as np
 import torch
 
 from data import END
-from encoder import Encoder
+from encoder import Encoder, Projector
 
 
 def stream(encoder, B=3, N=8):
@@ -90,3 +91,23 @@ def test_a_saved_encoder_writes_the_same(encoder, tmp_path):
     obs = torch.randn(2, 12, 5)
     again = Encoder.from_pretrained(tmp_path / "encoder")
     for ours, theirs in zip(encoder.annotate(obs), again.annotate(obs), strict=True): assert torch.equal(ours, theirs)
+
+
+class Recorded(list):
+    """Episodes whose observations are given."""
+    obs = list.__getitem__
+
+
+def test_brief_features_weigh_more_and_those_that_never_move_nothing():
+    rng = np.random.default_rng(0)
+    slow = [np.repeat(rng.normal(size=25), 8) for _ in range(30)]                       # stays for 8 steps
+    episodes = [np.stack((s, rng.normal(size=200) * 50, np.full(200, 3.0)), 1) for s in slow]
+    projector = Projector(3, 4)
+    projector.standardise(Recorded(torch.tensor(x).float() for x in episodes), brevity=2.0)
+    correlation = np.mean([[np.corrcoef(x[1:, f], x[:-1, f])[0, 1] for f in (0, 1)] for x in episodes], 0)
+    weight = projector.weight.numpy()
+    np.testing.assert_allclose(weight[0] / weight[1], (np.subtract(1, correlation) ** 2)[0] / (np.subtract(1, correlation) ** 2)[1], rtol=0.1)
+    assert weight[2] == 0 and np.isclose((weight ** 2).mean(), 1, rtol=1e-4)
+    everything = np.concatenate(episodes)
+    np.testing.assert_allclose(projector.mean, everything.mean(0), atol=1e-2)
+    np.testing.assert_allclose(1 / projector.scale[:2], everything.std(0)[:2], rtol=1e-3)

@@ -76,6 +76,7 @@ def test_captions_are_accepted_as_a_whole():
     assert accept == [1, 1, 1, 1, 0, 0, 0, 0, 1, 0, 0, 0]
     known[0, 3] = True                                        # a known token cuts the caption short
     assert train.accepted(tok, prob, known, 0.7, 0.7)[0, :4].int().tolist() == [1, 0, 0, 0]
+    assert train.accepted(tok, prob, ~known & False, 0.7, 0.95)[0].int().tolist() == [0, 1, 1, 1] + [0] * 8   # surer of silence
 
 
 def test_the_target_follows_slowly(encoder):
