@@ -67,7 +67,8 @@ def knn(test, train, annotated, seen, k=3):
 
 
 def command(arm, N, seed, args):
-    settings = (ARMS | {name: f"{OURS} {change}" for name, change in ABLATIONS.items()})[arm].format(teacher=folder("finetune", N, seed, args)).split()
+    settings = ARMS[arm] if arm in ARMS else f"{OURS} {ABLATIONS[arm]}"
+    settings = settings.format(teacher=folder("finetune", N, seed, args)).split()
     shared = dict(n_annotated=N, seed=seed, data=args.data, max_iters=args.updates, eval_interval=args.updates, resume=True)
     shared["out_dir"] = folder(arm, N, seed, args)
     return [sys.executable, "train.py", *settings, *(f"--{name}={value}" for name, value in shared.items())]

@@ -105,8 +105,8 @@ def test_brief_features_weigh_more_and_those_that_never_move_nothing():
     projector = Projector(3, 4)
     projector.standardise(Recorded(torch.tensor(x).float() for x in episodes), brevity=2.0)
     correlation = np.mean([[np.corrcoef(x[1:, f], x[:-1, f])[0, 1] for f in (0, 1)] for x in episodes], 0)
-    weight = projector.weight.numpy()
-    np.testing.assert_allclose(weight[0] / weight[1], (np.subtract(1, correlation) ** 2)[0] / (np.subtract(1, correlation) ** 2)[1], rtol=0.1)
+    weight, expected = projector.weight.numpy(), (1 - correlation) ** 2
+    np.testing.assert_allclose(weight[0] / weight[1], expected[0] / expected[1], rtol=0.1)
     assert weight[2] == 0 and np.isclose((weight ** 2).mean(), 1, rtol=1e-4)
     everything = np.concatenate(episodes)
     np.testing.assert_allclose(projector.mean, everything.mean(0), atol=1e-2)
