@@ -66,32 +66,32 @@ def knn(test, train, annotated, seen, k=3):
     return evaluate.score([test.captions(i) for i in range(len(test))], written)["f1"]
 
 
-def command(arm, N, seed, args):
-    settings = ARMS[arm] if arm in ARMS else f"{OURS} {ABLATIONS[arm]}"
-    settings = settings.format(teacher=folder("finetune", N, seed, args)).split()
-    shared = dict(n_annotated=N, seed=seed, data=args.data, max_iters=args.updates, eval_interval=args.updates, resume=True)
-    shared["out_dir"] = folder(arm, N, seed, args)
-    return [sys.executable, "train.py", *settings, *(f"--{name}={value}" for name, value in shared.items())]
-
-
 def folder(arm, N, seed, args):
     return args.out / f"{arm.replace(' ', '-')}-{N}-{seed}"
 
 
-def one_run(arm, N, seed, args):
-    done = subprocess.run(command(arm, N, seed, args), cwd=ROOT, capture_output=True, text=True)
+def run_train(settings, updates, **more):
+    """Runs train.py with `settings` (text) and `more`, and returns its row of scores on the test split."""
+    more = dict(max_iters=updates, eval_interval=updates, resume=True) | more
+    command = [sys.executable, "train.py", *settings.split(), *(f"--{name}={value}" for name, value in more.items())]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     if done.returncode: sys.exit(f"{' '.join(done.args)}\n{done.stderr[-2000:]}")
-    out = folder(arm, N, seed, args)
-    row = json.loads((out / "results.json").read_text())["captions"]["encoder"]
-    log = json.loads((out / "log.jsonl").read_text().splitlines()[-1])
+    row = json.loads((more["out_dir"] / "results.json").read_text())["captions"]["encoder"]
+    log = json.loads((more["out_dir"] / "log.jsonl").read_text().splitlines()[-1])
     right = log.get("target_accepted_right", float("nan"))                              # of the captions it would learn from, on val
-    scores = {k: round(row[k], 4) for k in ("f1", "precision", "recall", "entropy")}
-    return dict(arm=arm, N=N, seed=seed, updates=args.updates, **scores, accepted_right=round(right, 4))
+    return dict(updates=updates, **{k: round(row[k], 4) for k in ("f1", "precision", "recall", "entropy")}, accepted_right=round(right, 4))
+
+
+def one_run(arm, N, seed, args):
+    settings = ARMS[arm] if arm in ARMS else f"{OURS} {ABLATIONS[arm]}"
+    settings = settings.format(teacher=folder("finetune", N, seed, args))
+    row = run_train(settings, args.updates, n_annotated=N, seed=seed, data=args.data, out_dir=folder(arm, N, seed, args))
+    return dict(arm=arm, N=N, seed=seed) | row
 
 
 def rows_of(path):
     if not path.exists(): return []
-    return [dict(row, N=int(row["N"]), seed=int(row["seed"]), f1=float(row["f1"])) for row in csv.DictReader(path.open())]
+    return [row | {k: kind(row[k]) for k, kind in dict(N=int, seed=int, f1=float).items() if k in row} for row in csv.DictReader(path.open())]
 
 
 def add_row(path, row):

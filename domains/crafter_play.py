@@ -58,9 +58,10 @@ class Player:
 
     GATHER = dict(wood="tree", sapling="grass", stone="stone", coal="coal", iron="iron", diamond="diamond", drink="water")
 
-    def __init__(self, env, rng):
+    def __init__(self, env, rng, taste):
+        """taste: the smaller, the more a player's likes differ from one thing to another."""
         self.env, self.rng, self.goal, self.patience = env, rng, None, 0
-        self.taste = defaultdict(lambda: rng.gamma(2.0))            # what this player likes to do, drawn once per episode
+        self.taste = defaultdict(lambda: rng.gamma(taste))          # what this player likes to do, drawn once per episode
 
     def act(self):
         p, world = self.env._player, self.env._world
@@ -179,12 +180,12 @@ def events_to_captions(events):
     return captions
 
 
-def play(seed, steps, area, pictures=False):
-    """One episode: a world from `seed`, at most `steps` steps (fewer if the player dies), begun up to HEAD_START steps into the game."""
+def play(seed, steps, area, pictures=False, begin=0, taste=2.0):
+    """One episode: a world from `seed`, at most `steps` steps (fewer if the player dies), from `begin` + up to HEAD_START steps on."""
     env, rng = World(area=(area, area), seed=seed, length=0), np.random.default_rng(seed)
     env.reset()
-    player = Player(env, rng)
-    for _ in range(rng.integers(HEAD_START)):                       # else every episode opens alike, and the clock alone tells captions
+    player = Player(env, rng, taste)
+    for _ in range(begin + rng.integers(HEAD_START)):               # else every episode opens alike, and the clock alone tells captions
         if env._player.health > 4: env.step(constants.actions.index(player.act()))
     env._player.health = constants.items["health"]["max"]
     obs, frames, events = [], [], []
@@ -199,13 +200,13 @@ def play(seed, steps, area, pictures=False):
 
 
 def make_shard(job):
-    folder, split, index, seeds, steps, area, pictures = job
-    write_shard(folder, split, index, [play(seed, steps, area, n < pictures) for n, seed in enumerate(seeds)])
+    folder, split, index, seeds, steps, area, pictures, begin, taste = job
+    write_shard(folder, split, index, [play(seed, steps, area, n < pictures, begin, taste) for n, seed in enumerate(seeds)])
 
 
-def make(out, train=500, val=50, test=50, steps=200, area=36, first_seed=0, processes=None):
+def make(out, train=500, val=50, test=50, steps=200, area=36, first_seed=0, processes=None, begin=0, taste=2.0):
     """Makes what is missing of a data set; worlds are numbered first_seed .. in the order train, val, test."""
-    settings = dict(train=train, val=val, test=test, steps=steps, area=area, first_seed=first_seed)
+    settings = dict(train=train, val=val, test=test, steps=steps, area=area, first_seed=first_seed, begin=begin, taste=taste)
     plan = Path(out) / "plan.json"
     if plan.exists() and json.loads(plan.read_text()) != settings:
         sys.exit(f"{out} was made with {json.loads(plan.read_text())}, not {settings}: remove it, or choose another --out")
@@ -216,7 +217,7 @@ def make(out, train=500, val=50, test=50, steps=200, area=36, first_seed=0, proc
         for index, a in enumerate(range(0, count, PER_SHARD)):
             seeds = range(seed + a, seed + min(a + PER_SHARD, count))
             pictures = 2 if split != "train" and index < 2 else 0
-            if not shard_path(out, split, index).exists(): jobs.append((out, split, index, seeds, steps, area, pictures))
+            if not shard_path(out, split, index).exists(): jobs.append((out, split, index, seeds, steps, area, pictures, begin, taste))
         seed += count
     with get_context("spawn").Pool(processes or os.cpu_count()) as pool:
         list(tqdm(pool.imap_unordered(make_shard, jobs), total=len(jobs), desc=f"playing Crafter, {PER_SHARD} episodes each"))

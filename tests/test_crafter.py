@@ -32,7 +32,7 @@ def test_captions_stand_where_the_games_counters_rise():
     env = crafter_play.World(area=(24, 24), seed=2, length=0)
     env.reset()
     rng = np.random.default_rng(2)
-    player, rises = crafter_play.Player(env, rng), []
+    player, rises = crafter_play.Player(env, rng, taste=2.0), []
     for _ in range(rng.integers(crafter_play.HEAD_START)): env.step(crafter_play.constants.actions.index(player.act()))
     for step in range(80):
         counts = dict(env._player.achievements)
