@@ -91,7 +91,8 @@ def one_run(arm, N, seed, args):
 
 def rows_of(path):
     if not path.exists(): return []
-    return [row | {k: kind(row[k]) for k, kind in dict(N=int, seed=int, f1=float).items() if k in row} for row in csv.DictReader(path.open())]
+    kinds = dict(N=int, seed=int, f1=float)
+    return [row | {k: kinds[k](row[k]) for k in kinds if k in row} for row in csv.DictReader(path.open())]
 
 
 def add_row(path, row):
