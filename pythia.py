@@ -13,6 +13,7 @@ import math
 import os
 import re
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -163,18 +164,18 @@ def check(stored, model, folder):
         if name not in wanted: raise ValueError(f"{s.file}: tensor {name} is unknown to GPT-NeoX as config.json describes it")
 
 
-def read(stored, dtype, chunk=2 ** 16):
-    """name -> tensor in the dtype asked for. Reads `chunk` bytes at a time: the pages of a mapped file would count as memory, and
-    larger pieces leave the cache and wake other threads for nothing."""
-    buffer = torch.empty(chunk, dtype=torch.uint8)
-    return {name: s.tensor.to(dtype, copy=True) if s.tensor is not None else read_tensor(s, dtype, buffer) for name, s in stored.items()}
+def read(stored, dtype):
+    """name -> tensor in the dtype asked for, a few tensors at a time."""
+    take = lambda s: read_tensor(s, dtype) if s.tensor is None else s.tensor.to(dtype, copy=True)
+    with ThreadPoolExecutor() as pool: return dict(zip(stored, pool.map(take, stored.values()), strict=True))
 
 
-def read_tensor(stored, dtype, buffer):
-    out, size = torch.empty(stored.shape, dtype=dtype), stored.dtype.itemsize
+def read_tensor(stored, dtype, chunk=2 ** 16):
+    """Reads `chunk` bytes at a time: the pages of a mapped file would count as memory, and larger pieces leave the cache."""
+    out, size, buffer = torch.empty(stored.shape, dtype=dtype), stored.dtype.itemsize, torch.empty(chunk, dtype=torch.uint8)
     with open(stored.file, "rb") as f:
         f.seek(stored.start)
-        for part in out.view(-1).split(len(buffer) // size):
+        for part in out.view(-1).split(chunk // size):
             read = buffer[:len(part) * size]
             f.readinto(read.numpy())
             part.copy_(read.view(stored.dtype))

@@ -106,6 +106,25 @@ class Recordings(torch.utils.data.IterableDataset):
         yield mp4, None, dict(captions=captions, annotated=annotated, broken=broken)
 
 
+def decoded(todo, workers, load):
+    """The items of load(todo, workers). Where a video kills the process that decodes it, the recordings that may be to blame are read
+    again one at a time, from their first frame, and the one that does it again is skipped."""
+    done = set()
+    try:
+        for item in load(todo, workers):
+            if item[1] is None: done.add(item[0])
+            yield item
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error): raise
+        if len(todo) == 1:
+            yield todo[0], None, "the process that decoded it was killed: by the video, or for want of memory (fewer --workers)"
+            return
+        suspects = [left[0] for w in range(workers) if (left := [mp4 for mp4 in todo[w::workers] if mp4 not in done])]
+        for mp4 in suspects: yield from decoded([mp4], 1, load)
+        rest = [mp4 for mp4 in todo if mp4 not in done | {*suspects}]
+        if rest: yield from decoded(rest, workers, load)
+
+
 def ignore_interrupt(_):
     signal.signal(signal.SIGINT, signal.SIG_IGN)   # Ctrl-C is for the parent, which stops its workers
 
@@ -122,16 +141,18 @@ def embed(args):
     shards = Shards(args.out, dict(weights=Path(args.weights).name, stride=args.stride, kinds=list(args.kinds), lag=args.lag,
                                    annotations=args.annotations and Path(args.annotations).name))
     todo = [path for stem, path in list(paths.items())[RANK::WORLD] if stem not in shards.ids]
-    loader = torch.utils.data.DataLoader(Recordings(todo, vpt.size, cursor, spans, args), batch_size=None, num_workers=args.workers,
-                                         worker_init_fn=ignore_interrupt, collate_fn=tuple)     # no tensors made of the arrays
+    load = lambda paths, workers: torch.utils.data.DataLoader(
+        Recordings(paths, vpt.size, cursor, spans, args), batch_size=None, num_workers=workers,
+        worker_init_fn=ignore_interrupt, collate_fn=tuple)                      # no tensors made of the arrays
     frames, waited, began = 0, 0.0, time.time()
     state, obs, bar = {}, collections.defaultdict(list), tqdm(total=len(todo), unit="recording", disable=RANK > 0)
     with shards:
         asked = time.time()
-        for mp4, start, piece in loader:
+        for mp4, start, piece in decoded(todo, args.workers, load):
             waited += time.time() - asked
+            if start == 0: state[mp4], obs[mp4] = None, []     # also where it is read again
             if start is not None:
-                latent, state[mp4] = embed_chunk(vpt, start, piece, state.get(mp4), args.stride)
+                latent, state[mp4] = embed_chunk(vpt, start, piece, state[mp4], args.stride)
                 obs[mp4].append(latent)
                 frames += len(piece)
             else:
@@ -342,9 +363,6 @@ def main():
         os._exit(130)                     # without waiting for connections and workers
     except (ValueError, OSError) as error:
         sys.exit(str(error))
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error): raise
-        sys.exit("a process that decodes was killed, for want of memory perhaps (fewer --workers); the same command goes on from here")
 
 
 if __name__ == "__main__":

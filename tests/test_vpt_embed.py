@@ -112,6 +112,25 @@ def test_bad_recordings_are_skipped_counted_and_done_once_they_are_repaired(fold
     assert status == 0 and "3 were there" in out and "all-broken" in found and torch.equal(found["some-broken"][0], before)
 
 
+def test_a_video_that_kills_the_process_that_decodes_it_is_skipped_and_the_others_are_whole(folder, monkeypatch):
+    rec, names = folder / "rec", ["a-1", "b-1", "deadly-1", "later-1"]
+    for name in names: make_recording(rec, name, played())
+    assert embed(folder, "--workers=2", out="safe")[0] == 0
+
+    def deadly(mp4, *args):
+        for n, frame in enumerate(pictures(mp4, *args)):
+            if "deadly" in mp4.name and n == 7: os.kill(os.getpid(), 9)
+            yield frame
+
+    monkeypatch.setattr(command, "pictures", deadly)
+    monkeypatch.setattr(command, "CHUNK", 5)
+    status, out, err = embed(folder, "--workers=2")
+    found, expected = episodes(folder / "data"), episodes(folder / "safe")
+    assert status == 0 and found.keys() == expected.keys() - {"deadly-1"}, out + err
+    assert "1 skipped: the process that decoded it was killed" in out
+    for name in found: assert relative(found[name][0], expected[name][0]) < 5e-3
+
+
 def test_two_processes_share_the_work_without_doing_anything_twice(folder):
     for i in range(4): make_recording(folder / "rec", f"ben-{i}-20220101-000000", played(12))
     shares = []
