@@ -3,6 +3,8 @@ How fast and how large: one table per name given.
 
     python bench/speed.py load          time and peak memory of loading a Pythia-shaped checkpoint, beside transformers
     python bench/speed.py decode        tokens per second of batch decoding, beside transformers and beside the linear layers alone
+    python bench/speed.py vpt           frames per second of each stage from a recording to its latents, a network of the 1x geometry
+    python bench/speed.py exp1          arithmetic: what a step of config/exp1.py computes and keeps in memory
     python bench/speed.py               all of them
 
 Weights are random, shapes those of Pythia-70m and -160m. Contenders take turns in small portions, so that what else the machine does
@@ -14,7 +16,9 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
@@ -113,9 +117,63 @@ def decode(B=16, steps=4):
                 print(f"{shape:5} {name:16} {context:7} {B * steps / t:10.0f} {versus}", flush=True)
 
 
+def film(path, frames=200):
+    """A video as the recordings are, 640x360 at 20 frames per second, of drifting noise."""
+    import av
+    noise = np.random.default_rng(0).integers(0, 256, (360, 640, 3), dtype=np.uint8)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=20)
+        stream.width, stream.height, stream.pix_fmt = 640, 360, "yuv420p"
+        for n in range(frames):
+            for packet in stream.encode(av.VideoFrame.from_ndarray(np.roll(noise, n * 4, 1), format="rgb24")): container.mux(packet)
+        for packet in stream.encode(): container.mux(packet)
+
+
+@torch.no_grad()
+def vpt():
+    sys.path.insert(0, str(ROOT / "domains"))
+    from vpt_network import VPT
+    from vpt_recordings import decode as decode_video
+    from vpt_recordings import resize
+    network = VPT(channels=[64, 128, 128], D=1024, heads=8, layers=4, window=128, size=128)
+    with tempfile.TemporaryDirectory() as folder:
+        film(Path(folder) / "a.mp4")
+        pictures = list(decode_video(Path(folder) / "a.mp4"))
+        frames = torch.from_numpy(np.stack([resize(picture, 128) for picture in pictures]))
+        seen, new = network.see(frames[:16])[None].repeat(1, 8, 1), torch.ones(1, dtype=torch.bool)
+        stages = {
+            "decode": (len(pictures), lambda: list(decode_video(Path(folder) / "a.mp4"))),
+            "resize": (len(pictures), lambda: [resize(picture, 128) for picture in pictures]),
+            "convolutions": (16, lambda: network.see(frames[:16])),
+            "recurrence, 128 frames at a time": (128, lambda: network.remember(seen, new)),
+        }
+        took = take_turns({name: work for name, (_, work) in stages.items()}, rounds=4)
+    print(f"VPT 1x on the CPU, {torch.get_num_threads()} threads      frames/s")
+    for name, (n, _) in stages.items(): print(f"{name:36} {n / took[name]:9.0f}")
+
+
+def exp1():
+    import train
+    from meter import PEAK, Meter
+    settings = vars(train) | {}
+    exec((ROOT / "config/exp1.py").read_text(), settings)
+    chosen = SimpleNamespace(**{name: value for name, value in settings.items() if not name.startswith("_")})
+    with torch.device("meta"): lm = GPTNeoX(SHAPES["160m"])
+    parts = SimpleNamespace(encoder=SimpleNamespace(lm=lm), predicts=True,
+                            predictor=SimpleNamespace(lm=lm, stride=chosen.ahead_stride, K=chosen.K))
+    meter, c = Meter(parts, chosen.batch_size, chosen.T, chosen.annotated_fraction, "cpu"), lm.config
+    parameters, steps = sum(p.numel() for p in lm.parameters()), chosen.batch_size * chosen.T
+    rows = 2 * steps + steps // chosen.ahead_stride * chosen.K
+    kept = rows * c.num_hidden_layers * 34 * c.hidden_size       # bytes of 16-bit activations (Korthikanti et al. 2022, arXiv 2205.05198)
+    print(f"exp1: {rows:,} rows a step; {meter.train / 1e12:.1f} TFLOP of training and {meter.write / 1e12:.1f} of writing, "
+          f"{(meter.train + meter.write) / PEAK['H100'] / 0.2:.2f} s a step at 20 % of an H100\n"
+          f"      weights, gradients and moments {2 * parameters * 16 / 1e9:.1f} GB, target {parameters * 4 / 1e9:.1f} GB, "
+          f"activations {kept / 1e9:.1f} GB; logits exist {2 ** 23 // c.vocab_size} rows at a time")
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    tables = {"load": load, "decode": decode}
+    tables = {"load": load, "decode": decode, "vpt": vpt, "exp1": exp1}
     parser.add_argument("table", nargs="*", help=" | ".join(tables), default=list(tables))
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of decoding; 1 tells most on a busy machine")
     options = parser.parse_args()
