@@ -48,22 +48,21 @@ ABLATIONS = {                             # what is changed in ours
     "features hidden": "--drop=0.2", "no brevity": "--brevity=0"}
 
 
-def knn(test, train, annotated, seen, k=3):
-    """Each step takes the caption on which most of its k nearest annotated steps agree (a step's label: the caption that starts there).
+def knn(test, train, annotated, seen, ks):
+    """F1 where each step takes the caption on which most of its k nearest annotated steps agree, for each k of `ks`.
 
-    seen(obs): the observations as the encoder's projector sees them."""
+    A step's label is the caption that starts there. seen(obs): the observations as the encoder's projector sees them.
+    """
     texts = [None] + sorted({c.text for i in annotated for c in train.captions(i)})
     x = torch.cat([seen(train.obs(i)) for i in annotated])
     labels, first = torch.zeros(len(x), dtype=torch.int64), 0
     for i in annotated:
         for c in train.captions(i): labels[first + c.start] = texts.index(c.text)
         first += train.steps(i)
-    written = []
-    for i in range(len(test)):
-        nearest = torch.cdist(seen(test.obs(i)), x).topk(k, largest=False).indices    # (N, k)
-        said = labels[nearest].mode(1).values.tolist()
-        written.append([Caption(t, t + 1, texts[s]) for t, s in enumerate(said) if s])
-    return evaluate.score([test.captions(i) for i in range(len(test))], written)["f1"]
+    nearest = [torch.cdist(seen(test.obs(i)), x).topk(max(ks), largest=False).indices for i in range(len(test))]   # (N, k) each
+    said = {k: [labels[near[:, :k]].mode(1).values.tolist() for near in nearest] for k in ks}
+    written = {k: [[Caption(t, t + 1, texts[s]) for t, s in enumerate(row) if s] for row in rows] for k, rows in said.items()}
+    return {k: evaluate.score([test.captions(i) for i in range(len(test))], rows)["f1"] for k, rows in written.items()}
 
 
 def folder(arm, N, seed, args):
@@ -166,7 +165,8 @@ def without_training(test, train_split, sizes, seeds):
     rows, everything = {"kNN, k = 1": {}, "kNN, k = 3": {}, "most frequent": {}, "silence": {}}, range(len(test))
     for n in sizes:
         chosen = {s: choose_annotated(len(train_split), n, s) for s in seeds}
-        for k in (1, 3): rows[f"kNN, k = {k}"][n] = {s: knn(test, train_split, some, projector.weighed, k) for s, some in chosen.items()}
+        found = {s: knn(test, train_split, some, projector.weighed, (1, 3)) for s, some in chosen.items()}
+        for k in (1, 3): rows[f"kNN, k = {k}"][n] = {s: f1[k] for s, f1 in found.items()}
         rows["most frequent"][n] = {s: evaluate.most_frequent(test, everything, train_split, some)["f1"] for s, some in chosen.items()}
         rows["silence"][n] = dict.fromkeys(seeds, 0.0)
     return rows
