@@ -41,7 +41,19 @@ def test_a_run_keeps_its_settings_its_log_and_its_last_checkpoints(run):
     folder, _ = run
     assert {p.name for p in (folder / "out").glob("*step-*")} == {"step-000075", "step-000150"}
     assert json.loads((folder / "out/step-000150/config.json").read_text())["K"] == 4
-    assert [json.loads(line)["step"] for line in open(folder / "out/log.jsonl")] == [75, 150]
+    log = [json.loads(line) for line in open(folder / "out/log.jsonl")]
+    assert [line["step"] for line in log] == [75, 150]
+    last = log[-1]                                            # what drift shows first is there
+    assert last["target_f1"] > 0.8 and last["target_accepted"] > 0 and 0.8 < last["target_accepted_right"] <= 1
+
+
+def test_a_run_stops_early_when_asked_and_reports(run, tmp_path):
+    data = run[0] / "toy"
+    done = script("train.py", f"--data={data}", f"--out_dir={tmp_path}", *SMALL, "--lr=0.0", "--patience=2", "--eval_interval=3")
+    assert done.returncode == 0, done.stderr
+    steps = [json.loads(line)["step"] for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert steps == [3, 6, 9]                                 # the first F1, and twice none that is better
+    assert (tmp_path / "results.json").exists() and "stopped after" not in done.stdout
 
 
 def test_sample_prints_true_and_written_captions_with_forecasts(run):
