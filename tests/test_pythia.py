@@ -229,7 +229,7 @@ def test_missing_files_are_named(folder):
 def test_a_tensor_larger_than_one_chunk_is_read_whole(tmp_path):
     whole = {"x": torch.randn(100, 7).half()}
     save_file(whole, tmp_path / "model.safetensors")
-    assert torch.equal(pythia.read(pythia.read_index(tmp_path), torch.float32, chunk=64)["x"], whole["x"].float())
+    assert torch.equal(pythia.read_tensor(pythia.read_index(tmp_path)["x"], torch.float32, chunk=64), whole["x"].float())
 
 
 MEASURE = """

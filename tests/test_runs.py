@@ -134,8 +134,8 @@ def test_two_runs_never_share_a_folder(finished, data, tmp_path):
 
 def test_the_newest_checkpoints_and_the_best_stay(data, tmp_path, monkeypatch):
     scores = iter([0.2, 0.9, 0.5, 0.9, 0.1])
-    monkeypatch.setattr("evaluate.captions", lambda *_: dict(f1=next(scores)))
-    run(data, tmp_path / "out", "--max_iters=5", "--eval_interval=1", "--keep=1")
+    monkeypatch.setattr("evaluate.captions", lambda *_, **__: dict(f1=next(scores)))
+    run(data, tmp_path / "out", "--max_iters=5", "--eval_interval=1", "--keep=1", "--write_from=9")
     assert sorted(p.name for p in (tmp_path / "out").glob("*step-*")) == ["step-000002", "step-000005"]
     assert checkpoint.chosen(tmp_path / "out").name == "step-000002"
     Encoder.from_pretrained(tmp_path / "out")
