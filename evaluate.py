@@ -4,6 +4,7 @@ How good captions and forecasts are, and the controls that show they are grounde
 Captions are scored on the encoder writing freely: a written caption is right if its text is that of a true one that starts
 within +-3 steps, one to one. The controls give the encoder other episodes' observations (shuffled), or none (zeroed).
 """
+import copy
 from collections import Counter, defaultdict
 
 import numpy as np
@@ -114,18 +115,16 @@ def most_frequent(episodes, indexes, train, annotated):
                  [[Caption(t, t + 1, text) for t in range(every // 2, episodes.steps(i), every)] for i in indexes])
 
 
-def linear_probe(episodes, indexes, train, annotated, weight_decay=1e-3, steps=300):
-    """Logistic regression from the observation of a step to the caption that starts there, or none."""
+def linear_probe(episodes, indexes, train, annotated, seen, weight_decay=1e-3, steps=300):
+    """Logistic regression from the observation, seen(obs) as the encoder's projector sees it, to the caption that starts there, or none."""
     texts = [None] + sorted({c.text for i in annotated for c in train.captions(i)})
-    x = torch.cat([train.obs(i) for i in annotated])
+    x = torch.cat([seen(train.obs(i)) for i in annotated])
     y = torch.zeros(len(x), dtype=torch.int64)
     for first, i in zip(np.cumsum([0] + [train.steps(i) for i in annotated]), annotated, strict=False):
         for c in train.captions(i): y[first + c.start] = texts.index(c.text)
-    mean, std = x.mean(0), x.std(0) + 1e-3
     torch.manual_seed(0)
     probe = torch.nn.Linear(x.shape[1], len(texts))
     optimizer = torch.optim.AdamW(probe.parameters(), lr=1e-2, weight_decay=weight_decay)
-    x = ((x - mean) / std).clamp(-5, 5)
     for _ in range(steps):
         rows = torch.randint(len(x), (2048,))
         loss = torch.nn.functional.cross_entropy(probe(x[rows]), y[rows])
@@ -133,7 +132,7 @@ def linear_probe(episodes, indexes, train, annotated, weight_decay=1e-3, steps=3
         loss.backward()
         optimizer.step()
     with torch.no_grad():
-        best = [probe(((episodes.obs(i) - mean) / std).clamp(-5, 5)).argmax(-1).tolist() for i in indexes]
+        best = [probe(seen(episodes.obs(i))).argmax(-1).tolist() for i in indexes]
     return score([episodes.captions(i) for i in indexes],
                  [[Caption(t, t + 1, texts[b]) for t, b in enumerate(row) if b] for row in best])
 
@@ -148,7 +147,8 @@ def report(model, tokenizer, train, annotated, test, T, device):
     write = lambda observations: captions(model.encoder, test, everything, tokenizer, device, observations)
     rows = {"encoder": write("true"), "observations shuffled": write("shuffled"), "observations zeroed": write("zeroed")}
     if annotated:
-        rows |= {"linear probe": linear_probe(test, everything, train, annotated),
+        seen = copy.deepcopy(model.encoder.projector).cpu().float().weighed
+        rows |= {"linear probe": linear_probe(test, everything, train, annotated, seen),
                  "most frequent caption": most_frequent(test, everything, train, annotated)}
     rows["perfect writer"] = perfect_writer(test, everything, tokenizer)
     if not model.predicts: return dict(captions=rows, forecasts={})
