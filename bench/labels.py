@@ -197,7 +197,7 @@ def report(args):
         found = data_advantage({arm: table[arm] for arm in ("ours", "finetune")}, "ours", n)
         text = "outside the curve of ours" if found is None else "{:.1f} times fewer ({:.1f} .. {:.1f})".format(*found)
         print(f"data advantage at finetune's F1 with N = {n}: {text}")
-    plot(curves, args.out / "labels.png")
+    plot(curves, args.out / f"labels-{kind}.png")
 
 
 def said(values, sign=""):
