@@ -109,11 +109,14 @@ def four(data, tmp_path_factory):
     return out
 
 
-def test_four_processes_stop_at_the_same_step_and_go_on_bit_for_bit(four, data, tmp_path):
-    found = together(4, data, tmp_path / "out", what="TERM", at=6)                       # only the last of them hears of it
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_four_processes_stop_at_the_same_step_and_go_on_bit_for_bit(four, data, tmp_path, dtype):
+    whole = four
+    if dtype == "bfloat16": together(4, data, whole := tmp_path / "whole", "--dtype=bfloat16")
+    found = together(4, data, tmp_path / "out", f"--dtype={dtype}", what="TERM", at=6)   # only the last of them hears of it
     assert [code for code, _ in found] == [0] * 4 and "stopped after step 7" in found[0][1]
-    together(4, data, tmp_path / "out", "--resume=True")
-    assert_same(checkpoint.newest(four), checkpoint.newest(tmp_path / "out"))
+    together(4, data, tmp_path / "out", f"--dtype={dtype}", "--resume=True")
+    assert_same(checkpoint.newest(whole), checkpoint.newest(tmp_path / "out"))
 
 
 def test_a_killed_process_is_restarted_from_the_last_checkpoint(four, data, tmp_path):
