@@ -170,8 +170,8 @@ def read(stored, dtype):
     with ThreadPoolExecutor() as pool: return dict(zip(stored, pool.map(take, stored.values()), strict=True))
 
 
-def read_tensor(stored, dtype, chunk=2 ** 16):
-    """Reads `chunk` bytes at a time: the pages of a mapped file would count as memory, and larger pieces leave the cache."""
+def read_tensor(stored, dtype, chunk=2 ** 18):
+    """Reads `chunk` bytes at a time: the pages of a mapped file would count as memory."""
     out, size, buffer = torch.empty(stored.shape, dtype=dtype), stored.dtype.itemsize, torch.empty(chunk, dtype=torch.uint8)
     with open(stored.file, "rb") as f:
         f.seek(stored.start)
