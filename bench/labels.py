@@ -22,15 +22,15 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
+import in_context  # noqa: E402
+
 import checkpoint  # noqa: E402
 import evaluate  # noqa: E402
-import train  # noqa: E402
-from data import Caption, Episodes, Tokenizer, choose_annotated  # noqa: E402
-from encoder import Encoder, Projector  # noqa: E402
+from data import Episodes, Tokenizer  # noqa: E402
+from encoder import Encoder  # noqa: E402
 
 SIZES, SEEDS = (2, 8, 32, 128), range(5)
 OURS = "--through=text --predict_weight=1.0"
@@ -45,35 +45,19 @@ ours: an EMA target writes, captions accepted as a whole teach encoder and predi
 predictor to the encoder."""
 ABLATIONS = {                             # what is changed in ours
     "no predictor": "--predict_weight=0", "no loss_self": "--self_weight=0", "no EMA": "--ema=0", "unsure silence": "--accept_silence=0",
-    "through hidden": "--through=hidden", "next spoken": "--ahead=spoken", "K = 1": "--K=1", "K = 4": "--K=4", "K = 15": "--K=15",
-    "features hidden": "--drop=0.2", "no brevity": "--brevity=0"}
-
-
-def knn(test, train, annotated, seen, ks):
-    """F1 where each step takes the caption on which most of its k nearest annotated steps agree, for each k of `ks`.
-
-    A step's label is the caption that starts there. seen(obs): the observations as the encoder's projector sees them.
-    """
-    texts = [None] + sorted({c.text for i in annotated for c in train.captions(i)})
-    x = torch.cat([seen(train.obs(i)) for i in annotated])
-    labels, first = torch.zeros(len(x), dtype=torch.int64), 0
-    for i in annotated:
-        for c in train.captions(i): labels[first + c.start] = texts.index(c.text)
-        first += train.steps(i)
-    nearest = [torch.cdist(seen(test.obs(i)), x).topk(max(ks), largest=False).indices for i in range(len(test))]   # (N, k) each
-    said = {k: [labels[near[:, :k]].mode(1).values.tolist() for near in nearest] for k in ks}
-    written = {k: [[Caption(t, t + 1, texts[s]) for t, s in enumerate(row) if s] for row in rows] for k, rows in said.items()}
-    return {k: evaluate.score([test.captions(i) for i in range(len(test))], rows)["f1"] for k, rows in written.items()}
+    "through hidden": "--through=hidden", "next spoken": "--ahead=spoken", "K = 1": "--K=1", "K = 4": "--K=4", "K = 16": "--K=16",
+    "features hidden": "--drop=0.2", "no brevity": "--brevity=0", "frozen LM": "--freeze=lm"}
+VARIANTS = {"latent loss": "latent", "shared weights": "shared"}                        # of ours too, by variants.py
 
 
 def folder(arm, N, seed, args):
     return args.out / f"{arm.replace(' ', '-')}-{N}-{seed}"
 
 
-def run_train(settings, updates, **more):
+def run_train(settings, updates, program=("train.py",), **more):
     """Runs train.py with `settings` (text) and `more`, and returns its row of scores on the test split."""
     more = dict(max_iters=updates, eval_interval=updates, resume=True) | more
-    command = [sys.executable, "train.py", *settings.split(), *(f"--{name}={value}" for name, value in more.items())]
+    command = [sys.executable, *program, *settings.split(), *(f"--{name}={value}" for name, value in more.items())]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     if done.returncode: sys.exit(f"{' '.join(done.args)}\n{done.stderr[-2000:]}")
     row = json.loads((more["out_dir"] / "results.json").read_text())["captions"]["encoder"]
@@ -83,9 +67,10 @@ def run_train(settings, updates, **more):
 
 
 def one_run(arm, N, seed, args):
-    settings = ARMS[arm] if arm in ARMS else f"{OURS} {ABLATIONS[arm]}"
+    settings = ARMS[arm] if arm in ARMS else f"{OURS} {ABLATIONS.get(arm, '')}"
     settings = settings.format(teacher=folder("finetune", N, seed, args))
-    row = run_train(settings, args.updates, n_annotated=N, seed=seed, data=args.data, out_dir=folder(arm, N, seed, args))
+    program = ("bench/variants.py", VARIANTS[arm]) if arm in VARIANTS else ("train.py",)
+    row = run_train(settings, args.updates, program, n_annotated=N, seed=seed, data=args.data, out_dir=folder(arm, N, seed, args))
     return dict(arm=arm, N=N, seed=seed) | row
 
 
@@ -159,20 +144,6 @@ def data_advantage(table, arm, N, resamples=1000):
     return [float(np.nanpercentile(found, p)) for p in (50, 2.5, 97.5)]
 
 
-def without_training(test, train_split, sizes, seeds):
-    """Rows of the table that train nothing: nearest neighbours, the most frequent caption, silence."""
-    projector = Projector(train_split.meta["obs_dim"], 1)
-    projector.standardise(train_split, train.brevity)
-    rows, everything = {"kNN, k = 1": {}, "kNN, k = 3": {}, "most frequent": {}, "silence": {}}, range(len(test))
-    for n in sizes:
-        chosen = {s: choose_annotated(len(train_split), n, s) for s in seeds}
-        found = {s: knn(test, train_split, some, projector.weighed, (1, 3)) for s, some in chosen.items()}
-        for k in (1, 3): rows[f"kNN, k = {k}"][n] = {s: f1[k] for s, f1 in found.items()}
-        rows["most frequent"][n] = {s: evaluate.most_frequent(test, everything, train_split, some)["f1"] for s, some in chosen.items()}
-        rows["silence"][n] = dict.fromkeys(seeds, 0.0)
-    return rows
-
-
 def report(args):
     found, test = fresh_worlds(args) if args.test_seeds else (args.csv, Episodes(args.data, "test"))
     table = {}
@@ -180,7 +151,7 @@ def report(args):
     curves = {arm: table[arm] for arm in ARMS if arm in table}
     sizes = sorted({n for by_size in curves.values() for n in by_size})
     seeds = sorted({s for by_size in curves.values() for by_seed in by_size.values() for s in by_seed})
-    curves |= without_training(test, Episodes(args.data, "train"), sizes, seeds)
+    curves |= in_context.rows(test, Episodes(args.data, "train"), sizes, seeds, args.icl)
     kind = "fresh" if args.test_seeds else "test"
     print(f"caption F1 on {len(test)} {kind} episodes, mean +- half the 95 % interval over seeds {seeds}\n")
     print("| arm | " + " | ".join(f"N = {n}" for n in sizes) + " |\n|---|" + "---|" * len(sizes))
@@ -188,7 +159,7 @@ def report(args):
         print(f"| {arm} | " + " | ".join(said(list(by_size[n].values())) if n in by_size else "" for n in sizes) + " |")
     ours = table.get("ours", {})
     print("\n| ours minus, paired | " + " | ".join(f"N = {n}" for n in sizes) + " |\n|---|" + "---|" * len(sizes))
-    for arm in [*curves, *(arm for arm in ABLATIONS if arm in table)]:
+    for arm in [*curves, *(arm for arm in ABLATIONS | VARIANTS if arm in table)]:
         if arm == "ours": continue
         by_size = (curves | table)[arm]
         pairs = {n: [ours[n][s] - f1 for s, f1 in by_size[n].items() if s in ours[n]] for n in by_size if n in ours}
@@ -231,12 +202,13 @@ if __name__ == "__main__":
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time (default 1)")
     parser.add_argument("--N", type=numbers, default=list(SIZES), help="numbers of annotated episodes")
     parser.add_argument("--seeds", type=numbers, default=list(SEEDS))
-    parser.add_argument("--only", type=lambda text: text.split(","), default=list(ARMS), help=f"arms, of {','.join(ARMS | ABLATIONS)}")
+    parser.add_argument("--only", type=lambda text: text.split(","), default=list(ARMS), help=f"of {','.join(ARMS | ABLATIONS | VARIANTS)}")
     parser.add_argument("--updates", type=int, default=400)
+    parser.add_argument("--icl", metavar="PYTHIA", help="also prompt this pretrained language model, a folder or a name on the hub")
     parser.add_argument("--data", default="data/crafter")
     parser.add_argument("--out", type=Path, default=Path("out/labels"))
     args = parser.parse_args()
-    if args.ablate: args.N, args.only = [8], ["ours", *ABLATIONS]
+    if args.ablate: args.N, args.only = [8], ["ours", *ABLATIONS, *VARIANTS]
     if args.quick: args.N, args.seeds, args.updates, args.out = [8], [0], 200, args.out / "quick"
     args.out.mkdir(parents=True, exist_ok=True)
     args.out, args.csv = args.out.resolve(), (args.out / "labels.csv").resolve()
