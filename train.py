@@ -381,7 +381,12 @@ def record(log, mirrored, model, target, val, tokenizer, where, state, line):
 
 
 def conclude(model, tokenizer, train, annotated, test, where):
-    """The report at the end, and an episode it never saw."""
+    """The report of the best checkpoint, and an episode it never saw."""
+    if (Path(out_dir) / "best").exists():
+        best = checkpoint.chosen(out_dir)
+        for part in ("encoder", "predictor"):
+            module = getattr(model, part)
+            module.load_state_dict(type(module).from_pretrained(best / part).state_dict())
     results = evaluate.report(model, tokenizer, train, annotated, test, T, where)
     (Path(out_dir) / "results.json").write_text(json.dumps(results, indent=2))
     evaluate.show(results)

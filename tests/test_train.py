@@ -1,4 +1,5 @@
 import json
+import shutil
 import subprocess
 import sys
 
@@ -54,6 +55,16 @@ def test_a_run_stops_early_when_asked_and_reports(run, tmp_path):
     steps = [json.loads(line)["step"] for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert steps == [3, 6, 9]                                 # the first F1, and twice none that is better
     assert (tmp_path / "results.json").exists() and "stopped after" not in done.stdout
+
+
+def test_the_report_is_of_the_best_checkpoint_on_validation(run, tmp_path):
+    shutil.copytree(run[0] / "out", tmp_path / "out")
+    ruined = ["--resume=True", "--max_iters=165", "--eval_interval=15", "--lr=3.0"]
+    done = script("train.py", f"--data={run[0] / 'toy'}", f"--out_dir={tmp_path / 'out'}", *SMALL, *ruined)
+    assert done.returncode == 0, done.stderr
+    log = [json.loads(line) for line in open(tmp_path / "out/log.jsonl")]
+    assert log[-1]["step"] == 165 and log[-1]["f1"] < 0.3
+    assert json.loads((tmp_path / "out/results.json").read_text())["captions"]["encoder"]["f1"] > 0.8
 
 
 def test_sample_prints_true_and_written_captions_with_forecasts(run):
