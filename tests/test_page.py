@@ -154,7 +154,7 @@ def test_it_fits_a_phone_and_is_named_for_a_screen_reader(shown):
     browser("Accessibility.enable")
     nodes = browser("Accessibility.getFullAXTree")["nodes"]
     named = {(n["role"]["value"], n.get("name", {}).get("value")) for n in nodes if not n["ignored"]}
-    assert {("slider", "step"), ("button", "▶ Play"), ("heading", "Episode <b>one</b>"), ("columnheader", "confidence")} <= named
+    assert {("slider", "step"), ("button", "▶ Play"), ("heading", "Episode <b>one</b>"), ("columnheader", "sure")} <= named
     assert all(name for role, name in named if role in ("button", "slider", "combobox", "link"))
 
 
