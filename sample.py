@@ -188,17 +188,22 @@ def chosen(count):
     return range(first, last + 1)
 
 
+def data_of(run, name):
+    """Where a run's data set is: `name` from the working directory, else from the nearest folder above the run that has it."""
+    return next((place / name for place in (Path(), *run.resolve().parents) if (place / name / "meta.json").exists()), name)
+
+
 def main():
     folder = checkpoint.chosen(out_dir)
     checkpoint.verify(folder)
-    trained = loads((folder / "config.json").read_text())
+    dataset = data or data_of(folder, loads((folder / "config.json").read_text())["data"])
     where = pick_device(device)
     tokenizer = Tokenizer.from_file(folder / "tokenizer.json")
     encoder = Encoder.from_pretrained(folder / "encoder").to(where).eval()
     if follow: return follow_stdin(encoder, tokenizer, where)
-    if recording: return caption_recording(encoder, tokenizer, where, data or trained["data"])
+    if recording: return caption_recording(encoder, tokenizer, where, dataset)
     predictor = Predictor.from_pretrained(folder / "predictor").to(where).eval()
-    source = Episodes(data or trained["data"], split)
+    source = Episodes(dataset, split)
     ours, theirs = len(encoder.projector.mean), source.meta["obs_dim"]
     if ours != theirs: stop(f"{source.folder}: observations of {theirs} numbers, but {folder} was trained on {ours}; --data names another")
     pages = []

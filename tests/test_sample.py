@@ -146,6 +146,13 @@ def test_pages_and_an_index_are_written(run, said):
     assert "index-1.html" in (run / "pages/index.html").read_text() and '"id":"test-2"' in (run / "pages/index-2.html").read_text()
 
 
+def test_a_relative_data_set_is_found_from_anywhere(run, said, toy, monkeypatch):
+    (run / "config.json").write_text(json.dumps(dict(data=toy.name)))                   # trained in toy's parent, which is the run's too
+    (run / "checksums.json").write_text(json.dumps(checkpoint.checksums(run)))
+    monkeypatch.chdir("/")
+    assert "episode test-0" in said()
+
+
 def test_a_closed_pipe_is_no_error(run):
     command = f"{sys.executable} {ROOT / 'sample.py'} --out_dir={run.parent} | true"
     shown = subprocess.run(["bash", "-c", command], cwd=run, capture_output=True, text=True)
