@@ -10,8 +10,7 @@ How many labels captions cost: caption F1 on held-out episodes against the numbe
 
 Every run is `python train.py` with the settings below and its defaults, so all arms share observations, tokenizer, warm-up, number of
 updates and of annotated windows in an update. A seed chooses which episodes are annotated and the initial weights. No arm sees a
-validation label: the last weights count. Settings were chosen beforehand on the val split, N = 8, seeds 100 and 101: those all arms share
-with finetune, in some thirty trials; ours and cut, in nine of their own; pseudo has the usual ones, untuned.
+validation label: the last weights count.
 """
 import argparse
 import csv
@@ -48,6 +47,8 @@ ABLATIONS = {                             # what is changed in ours
     "through hidden": "--through=hidden", "next spoken": "--ahead=spoken", "K = 1": "--K=1", "K = 4": "--K=4", "K = 16": "--K=16",
     "features hidden": "--drop=0.2", "no brevity": "--brevity=0", "frozen LM": "--freeze=lm"}
 VARIANTS = {"latent loss": "latent", "shared weights": "shared"}                        # of ours too, by variants.py
+TRIALS = ("tuning trials, on val, N = 8, seeds 100 and 101: some thirty of what all arms share, with finetune; "
+          "nine of ours (cut is ours) and nine of pseudo")
 
 
 def folder(arm, N, seed, args):
@@ -153,7 +154,7 @@ def report(args):
     seeds = sorted({s for by_size in curves.values() for by_seed in by_size.values() for s in by_seed})
     curves |= in_context.rows(test, Episodes(args.data, "train"), sizes, seeds, args.icl)
     kind = "fresh" if args.test_seeds else "test"
-    print(f"caption F1 on {len(test)} {kind} episodes, mean +- half the 95 % interval over seeds {seeds}\n")
+    print(f"caption F1 on {len(test)} {kind} episodes, mean +- half the 95 % interval over seeds {seeds}; {TRIALS}\n")
     print("| arm | " + " | ".join(f"N = {n}" for n in sizes) + " |\n|---|" + "---|" * len(sizes))
     for arm, by_size in curves.items():
         print(f"| {arm} | " + " | ".join(said(list(by_size[n].values())) if n in by_size else "" for n in sizes) + " |")
