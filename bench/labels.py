@@ -35,11 +35,11 @@ SIZES, SEEDS = (2, 8, 32, 128), range(5)
 OURS = "--through=text --predict_weight=1.0"
 ARMS = dict(
     finetune="--predict_weight=0 --self_weight=0 --annotated_fraction=1.0 --batch_size=32",
-    pseudo="--predict_weight=0 --accept=0.9 --accept_unit=token --teacher={teacher} --write_from=0",
+    pseudo="--predict_weight=0 --accept=0.9 --teacher={teacher} --write_from=0",
     ours=OURS,
     cut=f"{OURS} --cut=True",
 )
-"""finetune: grounding loss alone. pseudo: a fixed teacher (the finetune run) labels, tokens above a confidence teach a student.
+"""finetune: grounding loss alone. pseudo: a fixed teacher (the finetune run) labels, captions above a confidence teach a student.
 ours: an EMA target writes, captions accepted as a whole teach encoder and predictor. cut: ours, without the gradient from the
 predictor to the encoder."""
 ABLATIONS = {                             # what is changed in ours
