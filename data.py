@@ -275,10 +275,11 @@ if __name__ == "__main__":
     if sys.argv[1:2] == ["pack"]:
         import pack
         pack.configure(vars(pack), sys.argv[2:])
-        sys.exit(pack.main())
+        try: sys.exit(pack.main())
+        except KeyboardInterrupt: sys.exit("interrupted; the same call goes on from here")
     if sys.argv[1:2] == ["show"]:
         import show
         sys.exit(show.main(sys.argv[2:]))
-    if sys.argv[1:2] == ["check"] and len(sys.argv) == 3: sys.exit(shards.check(sys.argv[2]))
+    if sys.argv[1:2] == ["check"] and len(sys.argv) == 3 and sys.argv[2] not in ("-h", "--help"): sys.exit(shards.check(sys.argv[2]))
     if not {"-h", "--help"} & set(sys.argv): sys.exit("python data.py pack .., show <folder> or check <folder>; --help tells more")
     print(__doc__.strip())

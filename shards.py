@@ -210,7 +210,7 @@ def check(folder):
              for split in meta.get("splits", ()) if not shard_path(folder, split, 0).exists()]
     size = sum(path.stat().st_size for path in paths)
     pool = get_context("spawn").Pool(min(os.cpu_count(), len(paths))) if size > 2e9 else None   # a process takes seconds to start
-    with tqdm(total=size, unit="B", unit_scale=True, desc="checking") as progress:
+    with tqdm(total=size, unit="B", unit_scale=True, desc="checking", disable=None) as progress:
         for bytes_read, faults in (pool.imap_unordered if pool else map)(shard_faults, [(path, meta) for path in paths]):
             found += faults
             progress.update(bytes_read)

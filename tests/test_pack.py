@@ -99,6 +99,32 @@ def test_what_sample_py_writes_is_accepted_as_captions(folder, packed):
     assert [found[f"ep{n}"][2] for n in range(3)] == [[Caption(7, 9, "walk")]] * 3
 
 
+def test_corrected_captions_join_the_first_ones_for_training(folder, packed):
+    before = packed()
+    held = [name for name, (split, *_) in before.items() if split != "train"]
+    line = dict(start=7, end=9, text="walk", unit="steps", kind="hit", sure=0.9, expected="")
+    written = ["ep7", "ep8", held[0]]
+    (folder / "said.jsonl").write_text("".join(json.dumps(dict(episode=name) | line) + "\n" for name in written) + '{"episode": "ep9"}\n')
+    found = packed(captions=f"{folder / 'captions.csv'},{folder / 'said.jsonl'}")
+    assert [found[name][2] for name in [*written, "ep9"]] == [[Caption(7, 9, "walk")]] * 3 + [[]]
+    assert [found[name][0] for name in [*written, "ep9"]] == ["train"] * 4 and found["ep9"][3] == "all"     # checked: nothing happens
+    assert found[held[1]][0] == before[held[1]][0] and found[held[1]][2] == before[held[1]][2]
+    assert sum(split == "train" and annotated == "all" for split, _, _, annotated in found.values()) == 7
+
+
+def test_a_csv_line_with_the_episode_alone_says_that_nothing_happens_in_it(folder, packed):
+    with open(folder / "captions.csv", "a") as f: f.write("ep8,,,\n")
+    assert packed()["ep8"][2:] == ([], "all") and packed()["ep9"][3] == []
+
+
+def test_a_file_that_cannot_be_packed_leaves_the_data_set_as_it_was(folder, packed, capsys):
+    packed()
+    x = np.full((30, 4), np.nan, np.float32)
+    np.save(folder / "raw/ep3.npy", x)
+    refused(packed, capsys)
+    assert len(Episodes(folder / "mine", "train")) == 8
+
+
 def test_a_stopped_call_goes_on_and_gives_the_same(folder, packed, monkeypatch):
     monkeypatch.setattr(pack, "SHARD", 30 * 4 * 4 * 2)         # two episodes a shard
     packed()
@@ -142,11 +168,28 @@ def test_fewer_files_leave_no_old_shards(folder, packed, monkeypatch):
     ("epp3,1,2,walk", "line 8: no episode 'epp3'; did you mean 'ep3'?"),
     ("ep1,30,31,walk", "line 8: start 30, end 31; episode ep1 has steps 0 .. 29"),
     ("ep1,5,4,walk", "start 5, end 4"), ("ep1,x,4,walk", "not numbers"), ("ep1,3,4, ", "line 8: no text"), ("ep1,nan,4,walk", "start nan"),
-    ("ep1,-1,4,walk", "start -1"),
+    ("ep1,-1,4,walk", "start -1"), ("ep1,4.8,,walk", "line 8: start 4.8: a step is a whole number"),
+    ("ep1,3,,hello, world", "line 8: more fields than columns"),
 ])
 def test_a_wrong_caption_is_one_line_that_names_it(folder, packed, capsys, line, message):
     with open(folder / "captions.csv", "a") as f: f.write(line + "\n")
     assert message in refused(packed, capsys)
+
+
+@pytest.mark.parametrize("content, settings, message", [
+    (b"episode,start,text\n", {}, "no captions in it"), (b"episode;start;text\nep1;1;a\n", {}, "no commas between: episode, start, text"),
+    ("episode,start,text\nep1,1,café\n".encode("latin-1"), {}, "not UTF-8"),
+    (b"episode,start,text\nep1,1,a\n", dict(annotated="captions"), "no line has an end"),
+])
+def test_a_wrong_captions_file_is_one_line(folder, packed, capsys, content, settings, message):
+    (folder / "captions.csv").write_bytes(content)
+    assert message in refused(packed, capsys, **settings)
+
+
+def test_numbers_of_the_other_byte_order_are_the_same_numbers(folder, packed):
+    x = np.random.default_rng(0).random((30, 4), dtype=np.float32)
+    np.save(folder / "raw/ep3.npy", x.astype(">f4"))
+    assert np.array_equal(packed()["ep3"][1].numpy(), x)
 
 
 def test_wrong_observations_are_one_line_that_names_them(folder, packed, capsys):
@@ -159,6 +202,11 @@ def test_wrong_observations_are_one_line_that_names_them(folder, packed, capsys)
     assert "observations differ in dims: 4 in" in refused(packed, capsys)
     np.save(folder / "raw/ep3.npy", np.zeros((30, 2, 2), np.float32))
     assert "ep3.npy: shape (30, 2, 2); observations are (steps, dims)" in refused(packed, capsys)
+    for wrong in (np.zeros((30, 4), np.complex64), np.full((30, 4), "a")):
+        np.save(folder / "raw/ep3.npy", wrong)
+        assert "observations are real numbers" in refused(packed, capsys)
+    (folder / "a-file").touch()
+    assert "a-file" in refused(packed, capsys, obs=str(folder / "raw/ep1.npy"), captions="", out=str(folder / "a-file"))
     (folder / "raw/ep3.npy").write_bytes(b"no array")
     assert "ep3.npy: not observations" in refused(packed, capsys)
 
