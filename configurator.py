@@ -51,9 +51,22 @@ def checked(name, value, known, where):
     return value
 
 
+def require(namespace, choices, least, most):
+    """Stops where a setting cannot be meant: choices {name: allowed values}, least and most {name: bound}."""
+    value = {name: x for name, x in namespace.items() if x is not None}
+    for name, allowed in choices.items():
+        if value[name] not in allowed: stop(f"--{name}={value[name]}: one of {', '.join(map(repr, allowed))}")
+    for name in least.keys() & value.keys():
+        if not value[name] >= least[name]: stop(f"--{name}={value[name]}: at least {least[name]}")
+    for name in most.keys() & value.keys():
+        if not value[name] <= most[name]: stop(f"--{name}={value[name]}: at most {most[name]}")
+
+
 def from_file(path, known):
     try: source = Path(path).read_text()
-    except OSError as error: stop(f"{path}: {error.strerror}; a setting is given as --name=value")
+    except OSError as error:
+        near = difflib.get_close_matches(str(path), map(str, Path(path).parent.glob("*.py")), 1)
+        stop(f"{path}: {error.strerror}; " + (f"did you mean {near[0]}?" if near else "a setting is given as --name=value"))
     namespace = {}
     try: exec(compile(source, path, "exec"), namespace)
     except Exception as error: stop(f"{path}, line {getattr(error, 'lineno', None) or '?'}: {type(error).__name__}: {error}")
@@ -77,7 +90,7 @@ def configure(namespace, argv=None):
         if argument in ("-h", "--help"):
             may_be_cut()
             print((namespace["__doc__"] or "").strip() + "\n\nSettings (--name=value):")
-            for name, (default, comment) in known.items(): print(f"  --{name}={default!r}".ljust(36) + comment)
+            for name, (default, comment) in known.items(): print(f"  --{name}={default!r}".ljust(35), comment)
             sys.exit(0)
         namespace.update((from_argument if argument.startswith("--") else from_file)(argument, known))
     return {name: namespace[name] for name in known}

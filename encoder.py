@@ -12,10 +12,10 @@ from pathlib import Path
 import torch
 import torch.nn as nn
 from safetensors import safe_open
-from safetensors.torch import save_file
 
 import checkpoint
 from data import END
+from files import save_tensors
 from model import GPTNeoX
 
 
@@ -48,6 +48,11 @@ class Projector(nn.Module):
         self.scale.copy_(1 / std.clamp(min=1e-2))
         self.weight.copy_(weight / weight.square().mean().sqrt().clamp(min=1e-12))
 
+    def effective(self):
+        """How many features weigh: the participation ratio of their squared weights, between 1 and all D."""
+        energy = self.weight.square()
+        return (energy.sum().square() / energy.square().sum().clamp(min=1e-12)).item()
+
     def weighed(self, obs):                                  # (.., D) -> (.., D)
         return ((obs - self.mean) * self.scale).clamp(-self.CLIP, self.CLIP) * self.weight
 
@@ -77,13 +82,16 @@ class Encoder(nn.Module):
 
     @torch.no_grad()
     def annotate(self, obs, tok=None, known=None, prev=None, noise=None):
-        """Writes the stream of obs (B, N, D) float, N steps of any number.
+        """Writes the stream of obs (B, N, D), finite numbers as they are in the data set, N steps of any number. Raises ValueError.
 
         tok (B, N) is kept where known (B, N) is True; prev (B,) is the token before, default END; noise (B, N) in [0, 1) draws each
         token from the encoder's distribution by inversion, without it the likeliest is written.
         Returns tok (B, N) int64 and the probability (B, N) float32 the encoder gave to each of its tokens.
         Beyond `window` steps it writes in windows that start every half window, each primed with the text of its first half.
         """
+        obs = torch.as_tensor(obs).to(self.projector.mean)
+        if obs.dim() != 3 or obs.shape[2] != len(self.projector.mean):
+            raise ValueError(f"obs has shape {tuple(obs.shape)}; (episodes, steps, {len(self.projector.mean)}) is wanted")
         B, N, _ = obs.shape
         tok = torch.zeros(B, N, dtype=torch.int64, device=obs.device) if tok is None else tok.clone()
         known = torch.zeros_like(tok, dtype=torch.bool) if known is None else known
@@ -132,12 +140,13 @@ class Encoder(nn.Module):
     def save_pretrained(self, folder):
         """config.json and model.safetensors as Pythia's, and projector.safetensors beside them."""
         self.lm.save_pretrained(folder)
-        save_file(self.projector.state_dict(), Path(folder) / "projector.safetensors", metadata={"window": str(self.window)})
+        save_tensors(self.projector.state_dict(), Path(folder) / "projector.safetensors", {"window": str(self.window)})
 
     @classmethod
     def from_pretrained(cls, folder):
-        """Loads from a run's folder (out/crafter: its best checkpoint) or from a checkpoint's encoder folder. Raises configurator.Fault."""
+        """Loads from a run's folder (out/crafter: its best checkpoint), a checkpoint, or its encoder folder. Raises configurator.Fault."""
         folder = Path(folder)
+        if (folder / "encoder").exists(): folder = folder / "encoder"
         if not (folder / "projector.safetensors").exists(): folder = checkpoint.chosen(folder) / "encoder"
         checkpoint.verify(folder)
         with safe_open(folder / "projector.safetensors", "pt") as f:

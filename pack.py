@@ -28,6 +28,7 @@ from tqdm import tqdm
 
 from configurator import Fault, configure, stop
 from data import Caption, Episode, shard_path, write_meta, write_shard
+from files import replace
 
 obs = ""                              # the observations' files, e.g. 'episodes/*.npy'
 captions = ""                         # .csv or .jsonl, several with commas between; without it nothing is annotated
@@ -236,9 +237,7 @@ def main():
         if done.get(name) == key: continue
         pack_shard(folder, shard, episodes, said, dtype)
         done[name] = key
-        beside = folder / ".packed.json"
-        beside.write_text(json.dumps(done))
-        os.replace(beside, folder / "packed.json")
+        replace(folder / "packed.json", lambda path: path.write_text(json.dumps(done)))
     finish(folder, shards, obs_dim=dims, dtype=dtype, steps_per_second=fps or None, source=source, licence=licence)
     print(f"{out}: {len(found)} episodes, {sum(e[3] for e in found):,} steps of {dims} {dtype}, {len(said)} episodes annotated with "
           f"{sum(map(len, said.values()))} captions; look at it: python data.py show {out}")

@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from safetensors.torch import save_file
+
+from files import replace, save_tensors
 
 IGNORED = re.compile(r"attention\.(bias|masked_bias)$|rotary_emb\.inv_freq$")          # buffers of old checkpoints
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -200,7 +201,7 @@ def write(folder, config, tensors, dtype=None, shard_bytes=5 * 10 ** 9):
     names = [f"model-{i:05d}-of-{len(shards):05d}.safetensors" for i in range(1, len(shards) + 1)] if shards[1:] else ["model.safetensors"]
     for file, shard in zip(names, shards, strict=True):
         cast = {name: tensors[name].detach().to(dtype=dtype).contiguous() for name in shard}
-        replace(folder / file, lambda path, cast=cast: save_file(cast, path, metadata={"format": "pt"}))
+        save_tensors(cast, folder / file, {"format": "pt"})
     if shards[1:]:
         weight_map = {name: file for file, shard in zip(names, shards, strict=True) for name in shard}
         index = dict(metadata=dict(total_size=total), weight_map=weight_map)
@@ -208,9 +209,3 @@ def write(folder, config, tensors, dtype=None, shard_bytes=5 * 10 ** 9):
         replace(folder / names[-1], lambda path: path.write_text(json.dumps(index, indent=2)))
     replace(folder / "config.json", lambda path: path.write_text(json.dumps(config, indent=2)))
     for old in set(folder.glob("model*.safetensors*")) - {folder / name for name in names}: old.unlink()
-
-
-def replace(path, fill):
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    fill(temporary)
-    os.replace(temporary, path)

@@ -87,12 +87,12 @@ def read(encoder, predictor, episodes, i, tokenizer, where):
     """An episode's captions as in `judge` with what was expected after each; the stream (N,), its probabilities (N,); forecasts (N, K)."""
     obs = episodes.obs(i)[None].to(where)
     tok, prob = encoder.annotate(obs)
-    ahead = forecasts(encoder, predictor, obs, tok)
+    ahead = forecasts(encoder, predictor, obs, tok) if predictor else [torch.zeros(len(obs[0]), 0, dtype=torch.int64)] * 2
     tok, prob = tok[0].cpu(), prob[0].cpu()
     rows = judge(episodes, i, read_stream(tok, tokenizer), prob)
     for row in rows:
         start = (row["written"] or row["true"])[0]
-        row["expected"] = in_words(ahead[0][start].tolist(), tok[start] > SILENCE, tokenizer, predictor.ahead == "spoken")
+        row["expected"] = in_words(ahead[0][start].tolist(), tok[start] > SILENCE, tokenizer, predictor and predictor.ahead == "spoken")
     return rows, tok, prob, ahead
 
 
@@ -181,7 +181,7 @@ def chosen(count):
     """The episodes asked for, out of `count`."""
     if not episodes: first = last = episode
     else:
-        try: first, last = (int(x) for x in episodes.split("-"))
+        try: first, last = (int(x) for x in (episodes if "-" in episodes else f"{episodes}-{episodes}").split("-"))
         except ValueError: stop(f"--episodes={episodes}: first-last, for example 0-20")
     asked = f"--episodes={episodes}" if episodes else f"--episode={episode}"
     if not 0 <= first <= last < count: stop(f"{asked}: {split} has episodes 0 .. {count - 1}")
@@ -196,13 +196,16 @@ def data_of(run, name):
 def main():
     folder = checkpoint.chosen(out_dir)
     checkpoint.verify(folder)
-    dataset = data or data_of(folder, loads((folder / "config.json").read_text())["data"])
+    if bool(json) + bool(html) + follow > 1: stop("one of --json, --html and --follow")
+    trained = loads((folder / "config.json").read_text())
+    dataset = data or data_of(folder, trained["data"])
     where = pick_device(device)
     tokenizer = Tokenizer.from_file(folder / "tokenizer.json")
     encoder = Encoder.from_pretrained(folder / "encoder").to(where).eval()
     if follow: return follow_stdin(encoder, tokenizer, where)
     if recording: return caption_recording(encoder, tokenizer, where, dataset)
-    predictor = Predictor.from_pretrained(folder / "predictor").to(where).eval()
+    predictor = None if trained.get("predict_weight") == 0 else Predictor.from_pretrained(folder / "predictor").to(where).eval()
+    spoken = bool(predictor) and predictor.ahead == "spoken"
     source = Episodes(dataset, split)
     ours, theirs = len(encoder.projector.mean), source.meta["obs_dim"]
     if ours != theirs: stop(f"{source.folder}: observations of {theirs} numbers, but {folder} was trained on {ours}; --data names another")
@@ -214,7 +217,7 @@ def main():
         elif html:
             path = page.beside(html, i) if episodes else html
             about = dict(id=name, split=split, source=str(source.folder), run=str(folder), rate=source.meta["steps_per_second"])
-            size = page.write(path, about, rows, tok, prob, ahead, predictor.ahead == "spoken", tokenizer, source.pictures(i))
+            size = page.write(path, about, rows, tok, prob, ahead, spoken, tokenizer, source.pictures(i))
             pages.append(dict(id=name, link=path, steps=len(tok), **Counter(row["kind"] for row in rows)))
             print(f"{path}  {size / 1e6:.1f} MB")
         else:

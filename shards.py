@@ -17,10 +17,10 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from tqdm import tqdm
 
 from configurator import Fault
+from files import replace, save_tensors
 
 FORMAT = 1                                # of the data sets on disk
 DTYPES = {"U8": "uint8", "F16": "float16", "BF16": "bfloat16", "F32": "float32"}   # of observations, as safetensors names them
@@ -61,21 +61,15 @@ def write_shard(folder, split, index, episodes):
     offsets = torch.tensor([0] + [len(e.obs) for e in episodes]).cumsum(0)
     pictures = {e.id: torch.as_tensor(e.pictures).contiguous() for e in episodes if e.pictures is not None}
     crc = {name: int(checksums(x[None])[0]) for name, x in pictures.items()}
-    if pictures: replace(path.with_name(path.stem + "-pictures.safetensors"), lambda p: save_file(pictures, p, {"crc": json.dumps(crc)}))
+    if pictures: save_tensors(pictures, path.with_name(path.stem + "-pictures.safetensors"), {"crc": json.dumps(crc)})
     replace(path.with_suffix(".jsonl"), lambda p: p.write_text("".join(map(write_line, records)), encoding="utf-8"))
     kept = {"index": json.dumps(dict(format=FORMAT, offsets=int(checksums(offsets[None])[0])))}    # one entry: their order is random
-    replace(path, lambda p: save_file({"obs": obs, "offsets": offsets, "crc": torch.from_numpy(checksums(obs))}, p, kept))
+    save_tensors({"obs": obs, "offsets": offsets, "crc": torch.from_numpy(checksums(obs))}, path, kept)
 
 
 def write_meta(folder, **meta):
     """meta.json, written last: obs_dim, dtype, steps_per_second, source, licence, splits; a folder without it is not yet a data set."""
     replace(Path(folder) / "meta.json", lambda p: p.write_text(json.dumps(dict(format=FORMAT) | meta, indent=2)))
-
-
-def replace(path, write):
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    write(temporary)
-    os.replace(temporary, path)
 
 
 def write_line(record):

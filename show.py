@@ -16,8 +16,11 @@ from tqdm import tqdm
 
 from configurator import Fault, stop
 from data import SILENCE, Episodes, Tokenizer
+from encoder import Projector
+from train import brevity
 
 READ = 2 ** 30                            # bytes of observations read for the statistics; of more, every n-th episode
+FEW = 4                                   # of 16 dims or more, if brevity leaves no more than this it weighs too little
 TOLERANCE = 3                             # steps a caption may wait for another before it counts as late, as in evaluate.py
 
 
@@ -113,6 +116,14 @@ def warnings(splits, found, mean, std, least, most, twins):
         yield ("leakage: " if across else "") + "identical episodes: " + ", ".join(f"{split} {name}" for split, name in group[:4])
 
 
+def weighing(episodes):
+    """A warning where train.py's default brevity would hide nearly all of the dims."""
+    projector = Projector(episodes.meta["obs_dim"], 1)
+    projector.standardise(episodes, brevity)
+    weigh, dims = projector.effective(), episodes.meta["obs_dim"]
+    if dims >= 16 and weigh < FEW: yield f"{dims} dims weigh as {weigh:.1f} at --brevity={brevity:g}, the default of train.py: try 0"
+
+
 def main(arguments):
     try: return tell(arguments)
     except Fault as fault: stop(str(fault))
@@ -140,6 +151,7 @@ def tell(arguments):
     print(f"observations ({read} of {of} episodes): values {least.min():.4g} to {most.max():.4g}; "
           f"standard deviation of a dim {std.min():.3g} to {std.max():.3g}, median {middle:.3g}")
     hurts = list(warnings(splits, found, mean, std, least, most, identical(splits)))
+    hurts += weighing(splits.get("train") or next(iter(splits.values())))
     print(*(f"warning: {line}" for line in hurts or ["none"]), sep="\n")
 
 

@@ -18,7 +18,6 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from safetensors import safe_open
-from safetensors.torch import save_file
 from tqdm import tqdm
 
 import checkpoint
@@ -26,10 +25,11 @@ import evaluate
 import processes
 import pythia
 from attention import ahead_attention
-from configurator import Fault, configure, stop
+from configurator import Fault, configure, require, stop
 from cross_entropy import cross_entropy
 from data import END, SILENCE, Episodes, Tokenizer, Windows, choose_annotated, read_stream
 from encoder import Encoder
+from files import save_tensors
 from meter import Meter, mirrors
 from model import Config, GPTNeoX
 
@@ -172,7 +172,7 @@ class Predictor(nn.Module):
         """config.json and model.safetensors as Pythia's, and condition.safetensors beside them."""
         self.lm.save_pretrained(folder)
         kept = dict(K=self.K, ahead=self.ahead, context=self.context, through=self.through, stride=self.stride)
-        save_file(self.condition.state_dict(), Path(folder) / "condition.safetensors", {"predictor": json.dumps(kept)})
+        save_tensors(self.condition.state_dict(), Path(folder) / "condition.safetensors", {"predictor": json.dumps(kept)})
 
     @classmethod
     def from_pretrained(cls, folder):
@@ -293,6 +293,8 @@ def build(tokenizer, episodes, where):
     target = Encoder.from_pretrained(teacher).to(model.encoder.lm.embed_out.weight) if teacher else copy.deepcopy(model.encoder)
     if freeze == "lm": freeze_all_but_silence(model)
     size = lambda part: f"{sum(p.numel() for p in part.parameters()):,} parameters"
+    weigh = encoder.projector.effective()
+    processes.say(f"observations of {episodes.meta['obs_dim']} features, as if {weigh:.1f} weighed alike (--brevity={brevity:g})")
     processes.say(f"{tokenizer.vocab_size} tokens, on {where}; encoder {size(encoder)}, predictor {size(predictor)}")
     return model, target.requires_grad_(False)
 
@@ -327,7 +329,23 @@ def learning_rates(step):
     return [peak * share for peak in (lr, predictor_lr or lr, projector_lr or lr) for _ in range(2)]
 
 
+def check_settings():
+    """Stops with one line where a setting cannot be meant."""
+    require(globals(), choices=dict(ahead=("steps", "spoken"), context=("all", 0), through=("hidden", "text"),
+                                    attention=("auto", "mask", "fast"), accept_unit=("caption", "token"),
+                                    freeze=("", "lm"), device=("auto", "cpu", "cuda", "mps"),
+                                    dtype=("auto", "bfloat16", "float32", "float64")),
+            least=dict.fromkeys("""n_annotated micro_batch brevity predict_weight write_from self_weight max_iters patience warmup lr
+                                   predictor_lr projector_lr weight_decay grad_clip max_bad_steps""".split(), 0)
+            | dict.fromkeys("batch_size num_hidden_layers num_attention_heads K ahead_stride eval_interval eval_episodes keep".split(), 1)
+            | dict.fromkeys("annotated_fraction drop ema accept accept_silence".split(), 0) | dict(T=2, hidden_size=8),
+            most=dict.fromkeys("annotated_fraction drop ema accept accept_silence".split(), 1))
+    if not init_from and hidden_size % (8 * num_attention_heads):
+        stop(f"--hidden_size={hidden_size}: a multiple of 8 for each of {num_attention_heads} heads")
+
+
 def pick_device(device):
+    if device == "cuda" and not torch.cuda.is_available(): stop("--device=cuda: torch sees none; --device=cpu")
     if device != "auto": return device
     return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
 
@@ -447,6 +465,7 @@ def backward(run, batch, tok, good, counts, cast):
 
 
 def main(config):
+    check_settings()
     where, cast = prepare_machine()
     processes.say(json.dumps(config))
     train, val, test, annotated = open_data()
@@ -498,6 +517,7 @@ def main(config):
     if stopping and "patience" not in asked:
         processes.say(f"stopped after step {state['step']}; the same command with --resume=True continues")
     elif processes.RANK == 0:
+        if "patience" in asked: processes.say(f"stopped after step {state['step']}: {patience} evaluations without a better F1")
         conclude(model, tokenizer, train, annotated, test, where)
 
 

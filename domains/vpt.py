@@ -143,6 +143,7 @@ def embed(args):
     todo = [path for stem, path in list(paths.items())[RANK::WORLD] if stem not in shards.ids]
     load = lambda paths, workers: torch.utils.data.DataLoader(
         Recordings(paths, vpt.size, cursor, spans, args), batch_size=None, num_workers=workers,
+        multiprocessing_context="forkserver",                                   # a fork of a process that has threads may hang
         worker_init_fn=ignore_interrupt, collate_fn=tuple)                      # no tensors made of the arrays
     frames, waited, began = 0, 0.0, time.time()
     state, obs, bar = {}, collections.defaultdict(list), tqdm(total=len(todo), unit="recording", disable=RANK > 0)

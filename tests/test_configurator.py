@@ -1,6 +1,6 @@
 import pytest
 
-from configurator import configure, settings
+from configurator import configure, require, settings
 
 SCRIPT = '''"""What it does."""
 import os
@@ -47,6 +47,23 @@ def test_what_cannot_be_meant_is_one_line_and_exit_code_2(script, argument, mess
     with pytest.raises(SystemExit) as stopped: configure(script, [argument])
     said = capsys.readouterr().err
     assert stopped.value.code == 2 and message in said and said.count("\n") == 1
+
+
+def test_a_misspelt_config_file_is_answered_with_the_nearest(script, tmp_path, capsys):
+    (tmp_path / "crafter.py").touch()
+    with pytest.raises(SystemExit): configure(script, [str(tmp_path / "crafer.py")])
+    assert f"did you mean {tmp_path / 'crafter.py'}?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("settings, message", [
+    (dict(mode="c"), "--mode=c: one of 'a', 'b'"), (dict(K=0), "--K=0: at least 1"), (dict(share=1.5), "--share=1.5: at most 1"),
+    (dict(share=float("nan")), "--share=nan: at most 1"), (dict(lr=None), None), ({}, None),
+])
+def test_a_value_that_cannot_be_meant_is_one_line(settings, message, capsys):
+    check = lambda: require(dict(mode="a", K=1, share=0.5, lr=1.0) | settings, dict(mode=("a", "b")), dict(K=1, lr=0), dict(share=1))
+    if not message: return check()
+    with pytest.raises(SystemExit) as stopped: check()
+    assert stopped.value.code == 2 and capsys.readouterr().err == message + "\n"
 
 
 def test_a_config_with_a_syntax_error_names_file_and_line(script, tmp_path, capsys):

@@ -67,7 +67,7 @@ def test_an_unfinished_data_set_is_refused(toy):
 def test_a_shard_half_written_is_never_read(toy, monkeypatch):
     def full_disk(*_): raise OSError("disk full")
 
-    monkeypatch.setattr("shards.save_file", full_disk)
+    monkeypatch.setattr("files.save_file", full_disk)
     with pytest.raises(OSError): write_shard(toy, "train", 1, [Episode("late", np.zeros((4, 6), np.float32), [])])
     assert len(Episodes(toy, "train")) == 12
 

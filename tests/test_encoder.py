@@ -1,8 +1,12 @@
+import json
 import weakref
 
 import numpy as np
+import pytest
 import torch
 
+import checkpoint
+import files
 from data import END
 from encoder import Encoder, Projector
 
@@ -18,6 +22,23 @@ def test_decoding_step_by_step_equals_the_teacher_forced_pass(encoder):
     p = encoder.logits(encoder(obs, tok, torch.full((3,), END))).softmax(-1)
     assert torch.equal(tok, p.argmax(-1))
     torch.testing.assert_close(prob, p.gather(-1, tok[..., None])[..., 0].float())
+
+
+def test_observations_of_the_wrong_shape_are_named_and_arrays_are_taken(encoder):
+    obs, _, _ = stream(encoder)
+    assert torch.equal(encoder.annotate(obs.numpy())[0], encoder.annotate(obs)[0])
+    for wrong in (obs[0], obs[..., :4]):
+        with pytest.raises(ValueError, match=r"\(episodes, steps, 5\) is wanted"): encoder.annotate(wrong)
+
+
+def test_it_is_loaded_from_a_run_a_checkpoint_or_its_folder(encoder, tmp_path):
+    encoder.save_pretrained(tmp_path / "run/step-000001/encoder")
+    step = tmp_path / "run/step-000001"
+    (step / "checksums.json").write_text(json.dumps(checkpoint.checksums(step)))
+    for folder in (tmp_path / "run", step, step / "encoder"):
+        assert torch.equal(Encoder.from_pretrained(folder).projector.mean, encoder.projector.mean.float())
+    modes = {path.stat().st_mode & 0o777 for path in (step / "encoder").iterdir()}
+    assert modes == {0o666 & ~files.UMASK}                     # safetensors' own are for their owner alone
 
 
 def test_known_tokens_are_kept_and_heard(encoder):

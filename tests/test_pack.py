@@ -246,6 +246,21 @@ def test_show_warns_of_what_will_hurt(folder, packed, capsys):
         assert f"{warning}" in said, warning
 
 
+def test_show_warns_where_brevity_hides_the_observations(tmp_path, capsys):
+    import show
+    from data import Episode, write_meta, write_shard
+    rng = np.random.default_rng(0)
+    for name, smooth in dict(slow=20, brisk=1).items():
+        wave = lambda smooth=smooth: np.convolve(rng.normal(size=80), np.ones(smooth) / smooth, "valid")[:60]
+        for split in ("train", "val", "test"):
+            made = [Episode(f"{split}{n}", np.stack([wave() for _ in range(20)], 1).astype(np.float32), []) for n in range(9)]
+            for episode in made: episode.obs[:, 0] = rng.random(60)                     # one dim that is brisk
+            write_shard(tmp_path / name, split, 0, made)
+        write_meta(tmp_path / name, obs_dim=20, dtype="float32", steps_per_second=1, source="", licence="", splits=["train", "val", "test"])
+        show.main([str(tmp_path / name)])
+        assert ("20 dims weigh as 1.0 at --brevity=10" in capsys.readouterr().out) == (name == "slow")
+
+
 def test_show_measures_what_is_there(tmp_path, capsys):
     import show
     from data import write_meta, write_shard

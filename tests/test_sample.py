@@ -153,6 +153,14 @@ def test_a_relative_data_set_is_found_from_anywhere(run, said, toy, monkeypatch)
     assert "episode test-0" in said()
 
 
+def test_a_run_without_a_predictor_expects_nothing(run, said, toy):
+    (run / "config.json").write_text(json.dumps(dict(data=str(toy), predict_weight=0.0)))
+    (run / "checksums.json").write_text(json.dumps(checkpoint.checksums(run)))
+    assert all(json.loads(line)["expected"] == "" for line in said(json=True).splitlines())
+    said(json=False, html=str(run / "page.html"))
+    assert '"ahead":[[],' in (run / "page.html").read_text()
+
+
 def test_a_closed_pipe_is_no_error(run):
     command = f"{sys.executable} {ROOT / 'sample.py'} --out_dir={run.parent} | true"
     shown = subprocess.run(["bash", "-c", command], cwd=run, capture_output=True, text=True)

@@ -54,7 +54,17 @@ def test_a_run_stops_early_when_asked_and_reports(run, tmp_path):
     assert done.returncode == 0, done.stderr
     steps = [json.loads(line)["step"] for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert steps == [3, 6, 9]                                 # the first F1, and twice none that is better
-    assert (tmp_path / "results.json").exists() and "stopped after" not in done.stdout
+    assert (tmp_path / "results.json").exists() and "stopped after step 10: 2 evaluations without a better F1" in done.stdout
+
+
+@pytest.mark.parametrize("setting, message", [
+    ("--T=1", "--T=1: at least 2"), ("--ahead=foo", "one of 'steps', 'spoken'"), ("--drop=1.5", "at most 1"),
+    ("--n_annotated=-5", "at least 0"), ("--hidden_size=36", "a multiple of 8 for each of 4 heads"),
+    ("--eval_interval=0", "at least 1"), ("--device=gpu", "one of 'auto'"),
+])
+def test_a_setting_that_cannot_be_meant_is_one_line(run, tmp_path, setting, message):
+    done = script("train.py", f"--data={run[0] / 'toy'}", f"--out_dir={tmp_path / 'out'}", setting)
+    assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1 and not (tmp_path / "out").exists()
 
 
 def test_the_report_is_of_the_best_checkpoint_on_validation(run, tmp_path):

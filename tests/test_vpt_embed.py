@@ -112,18 +112,22 @@ def test_bad_recordings_are_skipped_counted_and_done_once_they_are_repaired(fold
     assert status == 0 and "3 were there" in out and "all-broken" in found and torch.equal(found["some-broken"][0], before)
 
 
+class Deadly(command.Recordings):
+    """A worker process that some video kills in its second chunk."""
+
+    def read(self, mp4):
+        command.CHUNK = 5
+        for n, item in enumerate(super().read(mp4)):
+            if "deadly" in mp4.name and n == 1: os.kill(os.getpid(), 9)
+            yield item
+
+
 def test_a_video_that_kills_the_process_that_decodes_it_is_skipped_and_the_others_are_whole(folder, monkeypatch):
     rec, names = folder / "rec", ["a-1", "b-1", "deadly-1", "later-1"]
     for name in names: make_recording(rec, name, played())
     assert embed(folder, "--workers=2", out="safe")[0] == 0
 
-    def deadly(mp4, *args):
-        for n, frame in enumerate(pictures(mp4, *args)):
-            if "deadly" in mp4.name and n == 7: os.kill(os.getpid(), 9)
-            yield frame
-
-    monkeypatch.setattr(command, "pictures", deadly)
-    monkeypatch.setattr(command, "CHUNK", 5)
+    monkeypatch.setattr(command, "Recordings", Deadly)
     status, out, err = embed(folder, "--workers=2")
     found, expected = episodes(folder / "data"), episodes(folder / "safe")
     assert status == 0 and found.keys() == expected.keys() - {"deadly-1"}, out + err
