@@ -114,8 +114,8 @@ def decoded(todo, workers, load):
         for item in load(todo, workers):
             if item[1] is None: done.add(item[0])
             yield item
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error): raise
+    except (RuntimeError, EOFError, ConnectionError) as error:                  # killed while it was sending
+        if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error): raise
         if len(todo) == 1:
             yield todo[0], None, "the process that decoded it was killed: by the video, or for want of memory (fewer --workers)"
             return
