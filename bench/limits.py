@@ -91,6 +91,9 @@ if __name__ == "__main__":
     with ThreadPoolExecutor(options.jobs) as pool:
         todo = [(kind, seed) for seed in options.seeds for kind in KINDS if (kind, seed) not in done]
         for row in pool.map(lambda job: one_run(*job, options), todo): add_row(path, row)
+    test = Episodes(options.out / "data" / str(options.seeds[0]) / "events", "test")
+    count = sum(int(test.obs(i).sum()) for i in range(len(test))), sum(len(test.captions(i)) for i in range(len(test)))
+    print("{:,} events of the test episodes make {} captions".format(*count))
     f1 = {(row["observation"], row["seed"]): row["f1"] for row in rows_of(path)}
     print("fine-tuning on 8 annotated episodes, caption F1 on 50 test episodes\n\n| observation | F1 |\n|---|---|")
     for kind in KINDS: print(f"| {kind} | {said([f1[kind, s] for s in options.seeds if (kind, s) in f1])} |")
