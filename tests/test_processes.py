@@ -1,5 +1,6 @@
 """How many processes train, and in how many micro-batches, changes nothing: gloo processes on the CPU, started by torchrun."""
 import json
+import multiprocessing
 import os
 import re
 import subprocess
@@ -35,29 +36,35 @@ def torchrun(n, data, out, *more, what="none", at=-1):
     return subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
 
 
+def child(rank, n, meeting, what, at, arguments):
+    """One of the processes of `together`."""
+    said = os.open(f"{meeting}/{rank}.txt", os.O_CREAT | os.O_WRONLY)
+    for stream in (1, 2): os.dup2(said, stream)
+    sys.stdout, sys.stderr, code = open(1, "w"), open(2, "w"), 1
+    try:
+        torch.set_num_threads(1)
+        processes.RANK, processes.WORLD = rank, n
+        processes.dist.rendezvous = lambda _: iter([(processes.dist.FileStore(f"{meeting}/store", n), rank, n)])
+        train.conclude = lambda *_: None
+        interrupted.main(what, at, arguments)
+        code = 0
+    except SystemExit as stopped: code = stopped.code
+    except BaseException: traceback.print_exc()
+    finally:
+        for stream in (sys.stdout, sys.stderr): stream.flush()
+        os._exit(code)
+
+
 def together(n, data, out, *more, what="none", at=-1):
-    """The same, but forked from this process, which saves each the imports: [(exit status, what it printed), ..]."""
-    meeting, children = tempfile.TemporaryDirectory(), []
-    for rank in range(n):
-        if not (child := os.fork()):
-            said = os.open(f"{meeting.name}/{rank}.txt", os.O_CREAT | os.O_WRONLY)
-            for stream in (1, 2): os.dup2(said, stream)
-            sys.stdout, sys.stderr, code = open(1, "w"), open(2, "w"), 1
-            try:
-                torch.set_num_threads(1)
-                processes.RANK, processes.WORLD = rank, n
-                processes.dist.rendezvous = lambda _: iter([(processes.dist.FileStore(f"{meeting.name}/store", n), rank, n)])   # noqa: B023
-                train.conclude = lambda *_: None
-                interrupted.main(what, at, [*SMALL, f"--data={data}", f"--out_dir={out}", *more])
-                code = 0
-            except SystemExit as stopped: code = stopped.code
-            except BaseException: traceback.print_exc()
-            finally:
-                for stream in (sys.stdout, sys.stderr): stream.flush()
-                os._exit(code)
-        children.append(child)
-    codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+    """The same, but forked from a server that has imported torch: [(exit status, what it printed), ..]."""
+    context, meeting = multiprocessing.get_context("forkserver"), tempfile.TemporaryDirectory()
+    context.set_forkserver_preload(["torch"])
+    arguments = [*SMALL, f"--data={data}", f"--out_dir={out}", *more]
+    children = [context.Process(target=child, args=(rank, n, meeting.name, what, at, arguments)) for rank in range(n)]
+    for each in children: each.start()
+    for each in children: each.join()
     said = [Path(f"{meeting.name}/{rank}.txt").read_text() for rank in range(n)]
+    codes = [each.exitcode for each in children]
     if what == "none": assert not any(codes), said[0][-2000:]
     return list(zip(codes, said, strict=True))
 
