@@ -26,7 +26,7 @@ def ahead_attention(q, k, v, T, K, stride, context="all"):
     """Attention under `ahead_mask`: q (B, H, T + S*K, hs), or its last S*K rows alone; k, v (B, H, T + S*K, hs) -> like q."""
     device = q.device.type
     if torch.is_autocast_enabled(device): q, k, v = (x.to(torch.get_autocast_dtype(device)) for x in (q, k, v))
-    if context == 0: return alone(q, k, v, T, K, stride)
+    if context == "own": return alone(q, k, v, T, K, stride)
     with torch.autocast(device, enabled=False):
         q, k, v = q.contiguous(), k.contiguous(), v.contiguous()                        # a view of more would keep it all for the backward
         return Ahead.apply(q, k, v, T, K, stride, q.is_cuda and q.dtype in (torch.bfloat16, torch.float16))

@@ -52,7 +52,7 @@ num_attention_heads = 4               # H
 K = 8                                 # tokens ahead
 ahead_stride = 4                      # predicts from every s-th step
 ahead = "steps"                       # what is next: 'steps' (silence included) | 'spoken' (tokens that are not silence)
-context = "all"                       # main-stream steps a block sees: 'all' up to its own | 0: its own only
+context = "all"                       # main-stream steps a block sees: 'all' up to its own | its 'own' only
 through = "hidden"                    # what carries the message: 'hidden' state | 'text', the expected word embedding
 attention = "auto"                    # of the predictor: the 'mask' up to 256 rows, else 'fast' | 'mask' | 'fast'
 condition = True                      # False: the predictor never hears from the encoder (a control)
@@ -123,7 +123,7 @@ class Predictor(nn.Module):
 
     def __init__(self, lm, encoder_width, K, ahead="steps", context="all", through="hidden", stride=1, attention="auto"):
         super().__init__()
-        assert ahead in ("steps", "spoken") and context in ("all", 0) and through in ("hidden", "text")
+        assert ahead in ("steps", "spoken") and context in ("all", "own") and through in ("hidden", "text")
         assert attention in ("auto", "mask", "fast")
         self.lm, self.K, self.ahead, self.context, self.through, self.stride = lm, K, ahead, context, through, stride
         self.attention = attention
@@ -331,7 +331,7 @@ def learning_rates(step):
 
 def check_settings():
     """Stops with one line where a setting cannot be meant."""
-    require(globals(), choices=dict(ahead=("steps", "spoken"), context=("all", 0), through=("hidden", "text"),
+    require(globals(), choices=dict(ahead=("steps", "spoken"), context=("all", "own"), through=("hidden", "text"),
                                     attention=("auto", "mask", "fast"), accept_unit=("caption", "token"),
                                     freeze=("", "lm"), device=("auto", "cpu", "cuda", "mps"),
                                     dtype=("auto", "bfloat16", "float32", "float64")),

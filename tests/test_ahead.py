@@ -55,8 +55,8 @@ def one_by_one(model, batch, tok, good):
 
 @pytest.mark.parametrize("attention", ["mask", "fast"])
 @pytest.mark.parametrize("T, K, choices", [
-    (9, 3, {}), (9, 3, dict(context=0)), (9, 3, dict(ahead="spoken")), (9, 3, dict(through="text")), (9, 3, dict(stride=3)),
-    (7, 10, dict(ahead="spoken", through="text", stride=2)), (5, 1, dict(context=0, through="text", stride=2)),
+    (9, 3, {}), (9, 3, dict(context="own")), (9, 3, dict(ahead="spoken")), (9, 3, dict(through="text")), (9, 3, dict(stride=3)),
+    (7, 10, dict(ahead="spoken", through="text", stride=2)), (5, 1, dict(context="own", through="text", stride=2)),
 ])
 def test_one_pass_equals_separate_runs(T, K, choices, attention):
     model = grounding(K, attention=attention, **choices)
@@ -72,7 +72,7 @@ def test_one_pass_equals_separate_runs(T, K, choices, attention):
 
 
 @pytest.mark.parametrize("attention", ["mask", "fast"])
-@pytest.mark.parametrize("choices", [{}, dict(context=0), dict(ahead="spoken"), dict(stride=3)])
+@pytest.mark.parametrize("choices", [{}, dict(context="own"), dict(ahead="spoken"), dict(stride=3)])
 def test_logits_and_the_gradient_of_hidden_equal_those_of_separate_runs(choices, attention):
     T, K = 9, 3
     model = grounding(K, attention=attention, **choices)
@@ -102,7 +102,7 @@ def changed(before, after, attention):
 
 
 @pytest.mark.parametrize("attention", ["mask", "fast"])
-@pytest.mark.parametrize("choices", [{}, dict(context=0), dict(stride=3), dict(ahead="spoken")])
+@pytest.mark.parametrize("choices", [{}, dict(context="own"), dict(stride=3), dict(ahead="spoken")])
 def test_a_block_sees_what_it_may_and_nothing_else(choices, attention):
     """Changes one hidden state, one observation, one token at a time: exactly the blocks that may see it change."""
     T, K = 11, 3

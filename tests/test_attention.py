@@ -38,12 +38,12 @@ def both(ours, theirs, qkv, grad):
 
 @pytest.mark.parametrize("last", [False, True])
 @pytest.mark.parametrize("T, K, stride", SHAPES)
-@pytest.mark.parametrize("way", ["query blocks", "flash", 0])
+@pytest.mark.parametrize("way", ["query blocks", "flash", "own"])
 def test_the_fast_ways_are_the_mask(way, T, K, stride, last):
     """Flash by the CPU's operator, in the layout and with the joint output and log-sum-exp that CUDA's would get."""
     qkv, grad = inputs(T, K, stride, last=last)
-    fast = lambda *x: Ahead.apply(*x, T, K, stride, way == "flash") if way else ahead_attention(*x, T, K, stride, 0)
-    ours, theirs = both(fast, lambda *x: by_mask(*x, T, K, stride, "all" if way else 0), qkv, grad)
+    fast = lambda *x: Ahead.apply(*x, T, K, stride, way == "flash") if way != "own" else ahead_attention(*x, T, K, stride, way)
+    ours, theirs = both(fast, lambda *x: by_mask(*x, T, K, stride, "own" if way == "own" else "all"), qkv, grad)
     torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
 
 

@@ -58,8 +58,8 @@ def test_a_run_stops_early_when_asked_and_reports(run, tmp_path):
 
 
 @pytest.mark.parametrize("setting, message", [
-    ("--T=1", "--T=1: at least 2"), ("--ahead=foo", "one of 'steps', 'spoken'"), ("--drop=1.5", "at most 1"),
-    ("--n_annotated=-5", "at least 0"), ("--hidden_size=36", "a multiple of 8 for each of 4 heads"),
+    ("--T=1", "--T=1: at least 2"), ("--context=0", "one of 'all', 'own'"), ("--ahead=foo", "one of 'steps', 'spoken'"),
+    ("--drop=1.5", "at most 1"), ("--n_annotated=-5", "at least 0"), ("--hidden_size=36", "a multiple of 8 for each of 4 heads"),
     ("--eval_interval=0", "at least 1"), ("--device=gpu", "one of 'auto'"),
 ])
 def test_a_setting_that_cannot_be_meant_is_one_line(run, tmp_path, setting, message):
