@@ -139,7 +139,7 @@ def read_captions(path, steps):
         except (TypeError, ValueError): stop(f"{where}: start {row['start']!r}, end {row.get('end')!r}: not numbers")
         if not text: stop(f"{where}: no text; leave the line out")
         if not 0 <= start * rate < steps[name] or not start <= end < math.inf:
-            hint = "" if fps else "; times are steps, --fps=.. makes them seconds"
+            hint = f"; --fps={fps:g} makes times seconds" if fps else "; times are steps, --fps=.. makes them seconds"
             stop(f"{where}: start {row['start']}, end {row.get('end')}; episode {name} has steps 0 .. {steps[name] - 1}{hint}")
         if rate == 1 and start % 1: stop(f"{where}: start {row['start']}: a step is a whole number; --fps=.. makes times seconds")
         first = int(start * rate + 1e-6)
