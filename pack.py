@@ -161,21 +161,21 @@ def read_all(paths, steps):
     return said, person or set(said)
 
 
-def divide(ids, named):
-    """{split: ids}: val and test are drawn from the episodes `named`, at least one each, by their ids, so that more of them move few; the
-    others are for training."""
+def divide(ids, named, total):
+    """{split: ids}: shares of the `total` annotated episodes are for val and test, at least one each, drawn from those `named` by their
+    ids, so that more of them move few; the others are for training."""
     order = sorted(named, key=lambda i: hashlib.sha256(i.encode()).digest())
-    if named and len(named) < 3: stop(f"{len(named)} annotated episodes: to train, validate and test takes three; cut one up")
-    n_val, n_test = (max(round(share * len(order)), 1) if order else 0 for share in (val, test))
-    if order and n_val + n_test >= len(order): stop(f"--val={val} --test={test}: nothing annotated is left for training")
+    if named and total < 3: stop(f"{total} annotated episodes: to train, validate and test takes three; cut one up")
+    n_val, n_test = (min(max(round(share * total), 1), len(order) // 2) if order else 0 for share in (val, test))
+    if order and n_val + n_test >= total: stop(f"--val={val} --test={test}: nothing annotated is left for training")
     held = {"val": set(order[:n_val]), "test": set(order[len(order) - n_test:])}   # at both ends: one does not move the other
     return {split: [i for i in ids if (i in held[split] if split in held else not any(i in h for h in held.values()))]
             for split in ("train", "val", "test")}
 
 
-def plan(found, person, dims, dtype):
+def plan(found, said, person, dims, dtype):
     """{shard: its episodes [(id, path, name, steps)]}; a shard is (split, index)."""
-    splits = divide([e[0] for e in found], person)
+    splits = divide([e[0] for e in found], person, len(said))
     shards, room = {}, SHARD // (dims * KEPT[dtype].itemsize)
     for split, ids in splits.items():
         index, rows, ids = 0, 0, set(ids)
@@ -228,7 +228,7 @@ def main():
     if not (0 <= val < 1 and 0 <= test < 1): stop(f"--val={val} --test={test}: shares between 0 and 1")
     found, dims, dtype = find()
     said, person = read_all(captions, {e[0]: e[3] for e in found})
-    shards, folder = plan(found, person, dims, dtype), Path(out)
+    shards, folder = plan(found, said, person, dims, dtype), Path(out)
     try: folder.mkdir(parents=True, exist_ok=True)
     except OSError as error: stop(f"--out={out}: {error.strerror}")
     done = packed(folder, shards)
