@@ -1,10 +1,13 @@
 """The baselines of bench/labels.py that train nothing."""
+import json
+import subprocess
 import sys
 
 import numpy as np
 import pytest
 import torch
 from conftest import ROOT
+from safetensors.torch import load_file
 
 sys.path.insert(0, str(ROOT / "bench"))
 import in_context  # noqa: E402
@@ -68,3 +71,16 @@ def test_the_language_model_chooses_among_the_captions_it_was_shown(toy, known, 
 
 def test_strong_features_are_spelled_in_order_with_their_signs():
     assert in_context.spelled(torch.from_numpy(np.float32([0, -3, 0.2, 5, 0, 1, 1, 2, -2.6]))) == "1:-3 3:5 5:1 6:1 7:2 8:-3"
+
+
+@pytest.mark.parametrize("variant", ["latent", "shared"])
+def test_the_variants_train(toy, tmp_path, variant):
+    small = "--hidden_size=16 --num_hidden_layers=1 --num_attention_heads=2 --T=16 --K=2 --batch_size=4 --n_annotated=4 --warmup=2".split()
+    steps = "--max_iters=12 --eval_interval=12 --eval_episodes=1 --write_from=6 --accept=0 --accept_unit=token".split()
+    command = [sys.executable, "bench/variants.py", variant, *small, *steps, f"--data={toy}", f"--out_dir={tmp_path / 'out'}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    last = json.loads((tmp_path / "out/log.jsonl").read_text().splitlines()[-1])
+    assert last["predict"] > 0 and last["accepted"] > 0
+    lm = lambda part: load_file(tmp_path / f"out/step-000012/{part}/model.safetensors")
+    assert (variant == "shared") == all(torch.equal(x, lm("predictor")[name]) for name, x in lm("encoder").items())
