@@ -1,19 +1,21 @@
 """
-Text and episodes: a tokenizer, captions <-> streams, episodes on disk, and the windows that training reads.
+Text and episodes: tokenizer, captions <-> streams, caption F1, episodes on disk, training windows.
 
-A stream has one token per time step: SILENCE, or a caption's tokens followed by END, from the caption's start on.
+A stream has one token per step: SILENCE, or a caption's tokens and then END, from the step on at
+which the observations so far determine the caption.
 
-    python data.py pack --help               your own observations and captions -> a data set
-    python data.py show data/crafter         what is in one, and what will hurt training
-
-    python data.py check data/crafter        reads a whole data set and reports every fault; shards.py has the format
+    meta.json                  format, obs_dim, dtype, steps_per_second, source, licence, splits
+    train-00000.safetensors    obs (N, D), episodes back to back; offsets (E+1,); crc (N,) of steps
+    train-00000.jsonl          a line each: id, annotated ("all" or [[start, end], ..]), captions
+    train-00000-pictures.safetensors   optional: (N, h, w, 3) uint8 of each episode, by its id
 """
+
 import functools
 import json
 import re
-import sys
 import unicodedata
 import zlib
+from collections import Counter, defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -21,265 +23,422 @@ from typing import NamedTuple
 import numpy as np
 import tiktoken
 import torch
+import torch.nn.functional as F
 
-import shards
-from configurator import Fault
-from shards import Episode, Shard, read_meta, shard_path, write_meta, write_shard  # noqa: F401 (all of a data set from one import)
+from runtime import shards
+from runtime.checkpoint import read_json, write_json
 
-END, SILENCE = 0, 1                       # Pythia's <|endoftext|> and its unused <|padding|>
-SPLIT_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"   # GPT-2's
+END, SILENCE = 0, 1  # Pythia's <|endoftext|> and its unused <|padding|>
+
+# -----------------------------------------------------------------------------
+# tokenizer
+
+GPT2_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+# the characters by which a byte-level vocabulary names bytes: printable ones stand for themselves
+PRINTABLE = [*range(33, 127), *range(161, 173), *range(174, 256)]
+OTHERS = sorted(set(range(256)) - set(PRINTABLE))
+BYTE = {chr(b): b for b in PRINTABLE} | {chr(256 + i): b for i, b in enumerate(OTHERS)}
 
 
 class Tokenizer:
-    """Text <-> token ids with tiktoken. Ids 0 and 1 are END and SILENCE; text encodes to them only where it spells Pythia's names."""
+    """Text <-> token ids. Ids 0 and 1 are END and SILENCE."""
 
-    def __init__(self, pieces, pattern=SPLIT_PATTERN, stored=None):
-        """pieces: list of bytes, the tokens with ids 2, 3, ..; every single byte must be among them. stored: what `save` writes."""
+    def __init__(self, pieces, stored=None):
+        """pieces: the bytes of the tokens 2, 3, ..; every single byte must be among them."""
         self.pieces = pieces
         self.vocab_size = len(pieces) + 2
         self.stored = stored or {"pieces": [piece.decode("latin-1") for piece in pieces]}
-        self.raw, self.added, self.normalise = {}, {}, str                # text -> id of what is cut out before and after normalising
+        self.added = {}  # text -> id: cut out of the text before all else
+        self.added_normalised = {}  # the same, after NFC
+        self.normalise = str
         ranks = {piece: i for i, piece in enumerate(pieces, start=2)}
-        self.bpe = tiktoken.Encoding("grounding", pat_str=pattern, mergeable_ranks=ranks, special_tokens={})
+        self.bpe = tiktoken.Encoding(
+            "grounding", pat_str=GPT2_PATTERN, mergeable_ranks=ranks, special_tokens={}
+        )
 
     @classmethod
     def from_captions(cls, texts):
-        """All bytes, and every word as it occurs in `texts` (tiktoken looks a whole piece up before it merges bytes)."""
-        words = {word.encode() for text in texts for word in re.findall(r" ?[^\W\d_]+| ?\d+", text)}
-        return cls([bytes([b]) for b in range(256)] + sorted(word for word in words if len(word) > 1))
+        """All bytes, and the words of `texts`."""
+        words = {word for text in texts for word in re.findall(r" ?[^\W\d_]+| ?\d+", text)}
+        words = sorted(word.encode() for word in words if len(word.encode()) > 1)
+        return cls([bytes([b]) for b in range(256)] + words)
 
     @classmethod
     def from_file(cls, path):
-        """Reads what `save` wrote, or the tokenizer.json of a Pythia model; its ids are those of the `tokenizers` library.
+        """Reads what `save` wrote, or the tokenizer.json of a Pythia.
 
-        Raises FileNotFoundError, or ValueError with one line for a tokenizer.json that asks for anything but byte-level BPE after NFC.
+        Ids are those of the tokenizers library. Raises ValueError for what is not byte-level BPE.
         """
-        if not Path(path).exists(): raise FileNotFoundError(f"{path} is missing: the tokenizer comes with the checkpoint")
-        try: stored = json.loads(Path(path).read_text(encoding="utf-8"))
-        except ValueError as e: raise ValueError(f"{path} is not JSON ({e}): fetch it again") from None
-        if "pieces" in stored: return cls([piece.encode("latin-1") for piece in stored["pieces"]])
-        _refuse_unsupported(stored, path)
+        stored = read_json(path)
+        try:
+            if "pieces" in stored:
+                return cls([piece.encode("latin-1") for piece in stored["pieces"]])
+            return cls.from_pythia(stored)
+        except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
+            reason = f"{type(error).__name__}: {error}"
+            raise ValueError(f"{path} is not byte-level BPE as Pythia's ({reason})") from None
+
+    @classmethod
+    def from_pythia(cls, stored):
+        check_supported(stored)
         added = {entry["content"]: entry for entry in stored["added_tokens"]}
-        ids = {text: i for text, i in stored["model"]["vocab"].items() if text not in added}
-        pieces = {i: bytes(_BYTE[c] for c in text) for text, i in ids.items()}
+        vocabulary = stored["model"]["vocab"]
+        pieces = {
+            i: bytes(BYTE[c] for c in text) for text, i in vocabulary.items() if text not in added
+        }
         pieces |= {entry["id"]: text.encode() for text, entry in added.items()}
-        if sorted(pieces) != list(range(len(pieces))): raise ValueError(f"{path}: the token ids have holes or occur twice")
-        tokenizer = cls([pieces[i] for i in range(2, len(pieces))], stored=stored)
-        tokenizer.raw, tokenizer.added = ({text: e["id"] for text, e in added.items() if e["normalized"] == n} for n in (False, True))
-        if stored["normalizer"]: tokenizer.normalise = functools.partial(unicodedata.normalize, "NFC")
+        if sorted(pieces) != list(range(len(pieces))):
+            raise ValueError("token ids have holes or occur twice")
+        tokenizer = cls([pieces[i] for i in range(2, len(pieces))], stored)
+        for text, entry in added.items():
+            group = tokenizer.added_normalised if entry["normalized"] else tokenizer.added
+            group[text] = entry["id"]
+        if stored["normalizer"]:
+            tokenizer.normalise = functools.partial(unicodedata.normalize, "NFC")
         return tokenizer
 
     def save(self, path):
         Path(path).write_text(json.dumps(self.stored, ensure_ascii=False), encoding="utf-8")
 
     def encode(self, text):
-        """str -> list of ids. Where a tokenizer.json was read: NFC first, and the added tokens cut out, longest first."""
-        ids, special = [], self.raw | self.added
-        for part in _cut(text, self.raw):
-            for word in _cut(self.normalise(part), self.added):
-                ids += [special[word]] if word in special else self.bpe.encode_ordinary(word)
+        """str -> list of ids."""
+        ids = []
+        for part in cut_out(text, self.added):
+            for word in cut_out(self.normalise(part), self.added_normalised):
+                special = self.added.get(word, self.added_normalised.get(word))
+                ids += self.bpe.encode_ordinary(word) if special is None else [special]
         return ids
 
+    def encode_caption(self, text):
+        """The same, where "<|padding|>" is ordinary text."""
+        ids = self.encode(text)
+        return self.bpe.encode_ordinary(text) if min(ids, default=2) <= SILENCE else ids
+
     def decode(self, ids):
-        """Text of a list of ids; END and SILENCE are left out, broken UTF-8 and ids without a token become U+FFFD."""
-        pieces = (self.pieces[i - 2] if i < self.vocab_size else b"\xff" for i in ids if i > SILENCE)
+        """list of ids -> str, without END and SILENCE; what is no UTF-8 becomes U+FFFD."""
+        pieces = (
+            self.pieces[i - 2] if i < self.vocab_size else b"\xff" for i in ids if i > SILENCE
+        )
         return b"".join(pieces).decode("utf-8", errors="replace")
 
 
-# GPT-2's characters for the bytes of a vocabulary in JSON: printable ones stand for themselves, the others for 256, 257, ..
-_PRINTABLE = [*range(33, 127), *range(161, 173), *range(174, 256)]
-_BYTE = {chr(b): b for b in _PRINTABLE} | {chr(256 + i): b for i, b in enumerate(sorted(set(range(256)) - set(_PRINTABLE)))}
+def cut_out(text, tokens):
+    """Splits text at the given tokens, the longest first, and keeps them."""
+    if not tokens:
+        return [text]
+    longest_first = sorted(tokens, key=len, reverse=True)
+    return re.split("(" + "|".join(map(re.escape, longest_first)) + ")", text)
 
 
-def _cut(text, tokens):
-    """Splits text at the given tokens, the leftmost first, of those the longest, and keeps them."""
-    if not tokens: return [text]
-    return re.split("(" + "|".join(map(re.escape, sorted(tokens, key=len, reverse=True))) + ")", text)
-
-
-def _refuse_unsupported(stored, path):
-    """One line where a tokenizer.json is not byte-level BPE as Pythia's: END and SILENCE first, merges in the order of the ids."""
-    model, split, end = stored["model"], stored["pre_tokenizer"] or {}, [t for t in stored["added_tokens"] if t["id"] <= SILENCE]
-    merged = [model["vocab"][m.replace(" ", "") if isinstance(m, str) else "".join(m)] for m in model.get("merges", ())]
-    for what, fine in {
-        f"normalizer {stored['normalizer']}": (stored["normalizer"] or {}).get("type", "NFC") == "NFC",
-        f"pre-tokenizer {split}": split.get("type") == "ByteLevel" and not split["add_prefix_space"] and split.get("use_regex", True),
-        f"model {model['type']}": model["type"] == "BPE" and not any(model.get(k) for k in
-            ("dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback")),
-        "merges that are not in the order of their ids": all(a < b for a, b in zip(merged, merged[1:], strict=False)),
-        "no tokens 0 and 1 for END and SILENCE": len(end) == 2,
-        "added tokens that strip or stand alone": not any(t["lstrip"] or t["rstrip"] or t["single_word"] for t in stored["added_tokens"]),
+def check_supported(stored):
+    """Raises ValueError where a tokenizer.json asks for more than Pythia's does."""
+    model, split, added = stored["model"], stored["pre_tokenizer"] or {}, stored["added_tokens"]
+    merges = [m.split(" ") if isinstance(m, str) else m for m in model.get("merges", ())]
+    ranks = [model["vocab"]["".join(m)] for m in merges]
+    extras = "dropout unk_token continuing_subword_prefix end_of_word_suffix byte_fallback".split()
+    byte_level = split.get("type") == "ByteLevel" and not split["add_prefix_space"]
+    for what, wrong in {
+        "normalizer": (stored["normalizer"] or {"type": "NFC"})["type"] != "NFC",
+        "pre-tokenizer": not (byte_level and split.get("use_regex", True)),
+        "model": model["type"] != "BPE" or any(model.get(key) for key in extras),
+        "merges not in the order of ids": ranks != sorted(ranks),
+        "no added tokens 0 and 1": not {END, SILENCE} <= {t["id"] for t in added},
+        "strip": any(t["lstrip"] or t["rstrip"] or t["single_word"] for t in added),
     }.items():
-        if not fine: raise ValueError(f"{path}: {what} cannot be read, only byte-level BPE as Pythia's")
+        if wrong:
+            raise ValueError(what)
+
+
+# -----------------------------------------------------------------------------
+# captions <-> streams, and how two lists of captions compare
 
 
 class Caption(NamedTuple):
-    """A text from the step on at which the observations so far determine it (start), to its last step (end, exclusive)."""
+    """A text from the step on at which observations determine it, to its last step (exclusive)."""
+
     start: int
     end: int
     text: str
 
 
 def write_stream(captions, steps, tokenizer):
-    """Captions -> stream (steps,) int64. A caption that comes while another is being written waits; the last may be cut off by the end."""
-    tok, free = np.full(steps, SILENCE), 0
-    for caption in sorted(captions, key=lambda c: c.start):
-        ids = tokenizer.encode(caption.text)
-        if ids and min(ids) <= SILENCE: ids = tokenizer.bpe.encode_ordinary(caption.text)   # "<|padding|>" in a caption is ordinary text
-        if not ids: raise ValueError(f"caption at step {caption.start} has no tokens: {caption.text!r}; give it a text or remove it")
+    """Captions -> stream (steps,) int64. A caption that comes while another is written waits."""
+    tok = np.full(steps, SILENCE)
+    free = 0
+    for caption in sorted(captions):
+        ids = tokenizer.encode_caption(caption.text)
+        if not ids:
+            raise ValueError(f"caption at step {caption.start} has no tokens: {caption.text!r}")
         start = max(caption.start, free)
-        ids = np.array(ids + [END])[:max(steps - start, 0)]
-        tok[start:start + len(ids)] = ids
-        free = start + len(ids)
+        free = start + len(ids) + 1
+        ids = [*ids, END][: max(steps - start, 0)]  # the episode's end may cut it off
+        tok[start : start + len(ids)] = ids
     return tok
 
 
 def spans(tok):
-    """[start, stop) of every caption in a stream (steps,): its tokens up to and with END; SILENCE, or the stream's end, also ends it."""
-    found, start = [], None
-    for t, token in enumerate(tok):
-        if start is None and token > SILENCE: start = t
-        if start is not None and token == END: found.append((start, t + 1))
-        if start is not None and token == SILENCE: found.append((start, t))
-        if token <= SILENCE: start = None
-    return found + [(start, len(tok))] * (start is not None)
+    """[start, stop) of every caption in a stream: its tokens up to and with END, or to SILENCE."""
+    captions, start = [], None
+    for t, token in enumerate([*tok, SILENCE]):
+        if start is None and token > SILENCE:
+            start = t
+        elif start is not None and token <= SILENCE:
+            captions.append((start, t + (token == END)))
+            start = None
+    return captions
 
 
 def read_stream(tok, tokenizer):
-    """Stream -> captions; the inverse of write_stream, but a caption that waited starts where it was written and ends at its END."""
-    return [Caption(a, b, tokenizer.decode(tok[a:b])) for a, b in spans([int(t) for t in tok])]
+    """Stream -> captions, each from where it was written to its END."""
+    tok = [int(token) for token in tok]
+    return [Caption(a, b, tokenizer.decode(tok[a:b])) for a, b in spans(tok)]
+
+
+def match(true, written, tolerance=3):
+    """Largest one-to-one matching of captions with the same text that start within +- `tolerance`
+    steps: [(true, written), ..]."""
+    pairs = []
+    waiting = defaultdict(list)
+    for caption in sorted(written):
+        waiting[caption.text].append(caption)
+    for caption in sorted(true):
+        queue = waiting[caption.text]
+        while queue and queue[0].start < caption.start - tolerance:
+            queue.pop(0)
+        if queue and queue[0].start <= caption.start + tolerance:
+            pairs.append((caption, queue.pop(0)))
+    return pairs
+
+
+def f1(hits, n_written, n_true):
+    return 2 * hits / max(n_written + n_true, 1)
+
+
+def score(true, written):
+    """Lists of captions per episode -> dict of f1, precision, recall, and (f1, count) per text."""
+    hits, said, real = Counter(), Counter(), Counter()
+    for true_ones, written_ones in zip(true, written, strict=True):
+        hits.update(caption.text for caption, _ in match(true_ones, written_ones))
+        said.update(caption.text for caption in written_ones)
+        real.update(caption.text for caption in true_ones)
+    return dict(
+        f1=f1(hits.total(), said.total(), real.total()),
+        precision=hits.total() / max(said.total(), 1),
+        recall=hits.total() / max(real.total(), 1),
+        texts={t: (f1(hits[t], said[t], real[t]), real[t]) for t, _ in real.most_common()},
+    )
+
+
+# -----------------------------------------------------------------------------
+# episodes on disk
+
+LONGEST = 1000  # characters of a caption: more is a mistake
+
+
+class Episode(NamedTuple):
+    """What write_shard takes: obs (N, D) numpy or torch, annotated "all" or [[start, end], ..]."""
+
+    id: str
+    obs: np.ndarray
+    captions: list
+    annotated: object = "all"
+    pictures: np.ndarray = None  # (N, h, w, 3) uint8
+
+
+def write_shard(folder, split, index, episodes):
+    """Writes one shard. Raises ValueError for what a reader would refuse."""
+    path = shards.shard_path(folder, split, index)
+    records = []
+    for e in episodes:
+        captions = [caption._asdict() for caption in e.captions]
+        records.append(dict(id=e.id, annotated=e.annotated, captions=captions))
+        for fault in record_faults(records[-1], len(e.obs)):
+            raise ValueError(f"{path}, episode {e.id}: {fault}")
+    pictures = {e.id: e.pictures for e in episodes if e.pictures is not None}
+    shards.write(path, [torch.as_tensor(e.obs) for e in episodes], records, pictures)
+
+
+def write_meta(folder, **meta):
+    """meta.json, written last: a folder without it is not yet a data set."""
+    write_json(dict(format=shards.FORMAT) | meta, Path(folder) / "meta.json")
+
+
+def read_meta(folder):
+    """Raises ValueError where a folder is no data set of this format."""
+    path = Path(folder) / "meta.json"
+    meta = read_json(path)
+    wanted = dict(obs_dim=int, dtype=str, splits=list, steps_per_second=(int, float, type(None)))
+    wrong = [key for key, kind in wanted.items() if not isinstance(meta.get(key), kind)]
+    wrong += ["format"] if meta.get("format") != shards.FORMAT else []
+    wrong += ["dtype"] if meta.get("dtype") not in shards.DTYPES.values() else []
+    for key in wrong:
+        raise ValueError(f"{path}: {key} is {meta.get(key)!r}; make the data set again")
+    return meta
+
+
+def is_span(span, steps):
+    if not isinstance(span, (list, tuple)) or [type(x) for x in span] != [int, int]:
+        return False
+    return 0 <= span[0] < span[1] <= steps
+
+
+def record_faults(record, steps):
+    """What is wrong with an episode's record (or what it is instead of one), a line each."""
+    if isinstance(record, str):
+        yield record
+        return
+    annotated, captions = record.get("annotated"), record.get("captions")
+    if steps < 1:
+        yield "has no steps"
+    if not isinstance(record.get("id"), str):
+        yield f"id {record.get('id')!r} is no text"
+    listed = isinstance(annotated, list) and all(is_span(span, steps) for span in annotated)
+    if annotated != "all" and not listed:
+        yield f'annotated {annotated!r:.80} is neither "all" nor [[start, end], ..] in 0 .. {steps}'
+    if not isinstance(captions, list):
+        yield f"captions {captions!r:.80} is no list"
+        return
+    for n, caption in enumerate(captions):
+        if not isinstance(caption, dict) or caption.keys() != {"start", "end", "text"}:
+            yield f"caption {n} has not just start, end and text: {caption!r:.80}"
+        elif not is_span((caption["start"], caption["end"]), steps):
+            yield f"caption {n}: {caption['start']} .. {caption['end']} is no span in 0 .. {steps}"
+        elif not isinstance(caption["text"], str) or not caption["text"].strip():
+            yield f"caption {n}: {caption['text']!r:.80} is no text"
+        elif re.search(r"[\n\r\ud800-\udfff]", caption["text"]) or len(caption["text"]) > LONGEST:
+            yield f"caption {n}: not one line of at most {LONGEST:,} characters"
 
 
 class Episodes:
-    """One split of a data set on disk: nothing is read but the index, the text and the windows asked for. Raises Fault."""
+    """One split of a data set: reads the index, the text, and the windows asked for."""
 
     def __init__(self, folder, split):
         self.folder, self.meta = Path(folder), read_meta(folder)
-        self.shards, self.index, self.records = [], [], []         # index: (shard, first row, rows) of each episode
+        self.index, self.records = [], []  # index: (shard, first row, rows) of each episode
         for path in sorted(self.folder.glob(f"{split}-?????.safetensors")):
-            shard = Shard(path, self.meta)
-            for n, (record, faults) in enumerate(shard.lines(), 1):
-                for fault in faults: raise Fault(f"{path.with_suffix('.jsonl')}, line {n}: {fault}")
+            shard = shards.Shard(path, self.meta["obs_dim"], self.meta["dtype"])
+            firsts, steps = shard.offsets.tolist(), shard.offsets.diff().tolist()
+            self.index += [(shard, first, n) for first, n in zip(firsts, steps, strict=False)]
+            for line, (record, n) in enumerate(zip(shard.records(), steps, strict=True), 1):
+                for fault in record_faults(record, n):
+                    raise ValueError(f"{path.with_suffix('.jsonl')}, line {line}: {fault}")
                 self.records.append(record)
-            offsets = shard.offsets.tolist()
-            self.index += [(len(self.shards), a, b - a) for a, b in zip(offsets, offsets[1:], strict=False)]
-            self.shards.append(shard)
-        if not self.index: raise Fault(f"{self.folder}: no {split}-00000.safetensors, so no episodes of the split {split}")
+        if not self.index:
+            raise ValueError(f"{self.folder}: no {split}-00000.safetensors, so no split {split}")
 
     def __len__(self):
         return len(self.index)
 
     def identity(self):
-        """A number that changes with what the data set holds (all but the observations themselves)."""
-        return zlib.crc32(json.dumps([self.meta["obs_dim"], self.meta["dtype"], self.index, self.records]).encode())
+        """A number that changes with all that the data set holds but the observations."""
+        rows = [(shard.path.name, first, n) for shard, first, n in self.index]
+        about = self.meta["obs_dim"], self.meta["dtype"], rows, self.records
+        return zlib.crc32(json.dumps(about).encode())
 
     def steps(self, i):
         return self.index[i][2]
 
     def obs(self, i, start=0, stop=None):
-        """Observations start .. stop of episode i, a float32 copy (n, D)."""
-        shard, first, rows = self.index[i]
-        obs, broken, infinite = self.shards[shard].read(first + start, first + min(stop or rows, rows))
-        for what, where in {"is not what was written: the file is corrupted": broken, "is NaN or Inf": infinite}.items():
-            if where.any():
-                raise Fault(f"{self.shards[shard].path}, episode {self.records[i]['id']}, step {start + int(where.argmax())}: obs {what}")
-        return obs.float()
+        """Observations start .. stop of episode i, (n, D) in the stored dtype."""
+        shard, first, steps = self.index[i]
+        stop = steps if stop is None else min(stop, steps)
+        obs, broken, infinite = shard.read(first + start, first + stop)
+        for problem, rows in {"is not as written": broken, "is NaN or Inf": infinite}.items():
+            if rows.any():
+                step = start + int(rows.int().argmax())
+                name = self.records[i]["id"]
+                raise ValueError(f"{shard.path}, episode {name}, step {step}: obs {problem}")
+        return obs
 
     def captions(self, i):
-        return [Caption(**c) for c in self.records[i]["captions"]]
+        return [Caption(**caption) for caption in self.records[i]["captions"]]
 
     def pictures(self, i):
-        """(N, h, w, 3) uint8, or None where none were kept."""
-        return self.shards[self.index[i][0]].pictures(self.records[i]["id"])
+        return self.index[i][0].pictures(self.records[i]["id"])
 
     def stream(self, i, tokenizer):
-        """The stream of episode i and which of its steps are annotated: tok (N,) int64, known (N,) bool."""
+        """The stream of episode i (N,) int64, and which steps are annotated (N,) bool."""
         steps, annotated = self.steps(i), self.records[i]["annotated"]
-        if annotated == "all": return write_stream(self.captions(i), steps, tokenizer), np.ones(steps, bool)
-        inside = [c for c in self.captions(i) if any(a <= c.start < b for a, b in annotated)]
-        tok, known = write_stream(inside, steps, tokenizer), np.zeros(steps, bool)
-        for a, b in annotated: known[a:b] = True
-        for a, b in spans(tok): known[a:b] = True                   # a caption that spills past its span extends it
+        if annotated == "all":
+            return write_stream(self.captions(i), steps, tokenizer), np.ones(steps, bool)
+        captions = [c for c in self.captions(i) if any(a <= c.start < b for a, b in annotated)]
+        tok = write_stream(captions, steps, tokenizer)
+        known = np.zeros(steps, bool)
+        for a, b in [*annotated, *spans(tok)]:  # a caption that spills past its span extends it
+            known[a:b] = True
         return tok, known
 
 
+def choose_annotated(episodes, n, seed):
+    """The episodes that keep their captions; nested: the first 8 of 64 are the same 8."""
+    order = np.random.default_rng(seed).permutation(len(episodes)).tolist()
+    return [i for i in order if episodes.records[i]["annotated"]][:n]
+
+
+# -----------------------------------------------------------------------------
+# training windows
+
+
 class Batch(NamedTuple):
-    obs: torch.Tensor                     # (B, T, D) float32
-    tok: torch.Tensor                     # (B, T) int64, SILENCE where nothing is known
-    known: torch.Tensor                   # (B, T) bool
-    inside: torch.Tensor                  # (B, T) bool, False beyond the episode's end
-    prev: torch.Tensor                    # (B,) int64, the token before the window
-    noise: torch.Tensor                   # (B, T) uniform, with which the target encoder draws its text
-    keep: torch.Tensor                    # (B, D) float32, 0 where the student does not see a feature
+    obs: torch.Tensor  # (B, T, D)
+    tok: torch.Tensor  # (B, T) int64, SILENCE where nothing is known
+    known: torch.Tensor  # (B, T) bool
+    valid: torch.Tensor  # (B, T) bool, False beyond the episode's end
+    prev_token: torch.Tensor  # (B,) int64, the token before the window
+    noise: torch.Tensor  # (B, T) uniform, with which the target encoder draws its text
 
     def to(self, device):
         return Batch(*(x.to(device, non_blocking=True) for x in self))
 
-    def part(self, a, b):
-        return Batch(*(x[a:b] for x in self))
+    def rows(self, rows):
+        return Batch(*(x[rows] for x in self))
 
 
 class Windows:
-    """The windows of T steps that training reads. Window n of step s is a pure function of (seed, s, n)."""
+    """Windows of T steps. Window n of step s is a pure function of (seed, s, n)."""
 
-    def __init__(self, episodes, annotated, tokenizer, T, fraction, drop, seed):
-        """annotated: the episodes whose captions may be read; fraction: share of windows from them; drop: share of features hidden."""
-        self.episodes, self.T, self.fraction, self.drop, self.seed = episodes, T, fraction, drop, seed
+    def __init__(self, episodes, annotated, tokenizer, T, fraction, seed):
+        """annotated: episodes whose captions are read; fraction: share of windows from them."""
+        self.episodes, self.T, self.seed = episodes, T, seed
         self.streams = {i: episodes.stream(i, tokenizer) for i in annotated}
         self.annotated = list(annotated)
         self.others = [i for i in range(len(episodes)) if i not in self.streams]
-        if not self.others: self.fraction = 1
-        if not self.annotated: self.fraction = 0
+        self.fraction = fraction if self.annotated and self.others else float(bool(annotated))
 
     def window(self, step, n):
         rng = np.random.default_rng([self.seed, step, n])
-        from_annotated = int((n + 1) * self.fraction) > int(n * self.fraction)   # a fixed share of every batch
-        i = int(rng.choice(self.annotated if from_annotated else self.others))
+        # a fixed share of every batch
+        from_annotated = int((n + 1) * self.fraction) > int(n * self.fraction)
+        pool = self.annotated if from_annotated else self.others
+        i = pool[rng.integers(len(pool))]
         start = int(rng.integers(max(self.episodes.steps(i) - self.T, 0) + 1))
         obs = self.episodes.obs(i, start, start + self.T)
-        inside = torch.arange(self.T) < len(obs)
-        tok, known = torch.full((self.T,), SILENCE), torch.zeros(self.T, dtype=torch.bool)
-        prev = END
+        tok = torch.full((self.T,), SILENCE)
+        known = torch.zeros(self.T, dtype=torch.bool)
+        prev_token = END
         if i in self.streams:
-            stream, annotated = self.streams[i]
-            tok[:len(obs)] = torch.from_numpy(stream[start:start + self.T])
-            known[:len(obs)] = torch.from_numpy(annotated[start:start + self.T])
-            if start and annotated[start - 1]: prev = int(stream[start - 1])
-        obs = torch.nn.functional.pad(obs, (0, 0, 0, self.T - len(obs)))
-        noise = torch.from_numpy(rng.random(self.T, dtype=np.float32))   # MPS has no float64
-        keep = torch.from_numpy(rng.random(obs.shape[1], dtype=np.float32) >= self.drop).float()
-        return Batch(obs, tok.where(known, SILENCE), known, inside, torch.tensor(prev), noise, keep)
-
-    def ahead(self, steps, windows):
-        """The batches of the given steps one after another; the next is read while the present one is in use."""
-        with ThreadPoolExecutor(1) as reader:
-            coming = [reader.submit(self.batch, step, windows) for step in steps[:1]]
-            for step in steps:
-                batch = coming.pop().result()
-                if step != steps[-1]: coming = [reader.submit(self.batch, step + 1, windows)]
-                yield batch
+            stream, is_known = self.streams[i]
+            tok[: len(obs)] = torch.from_numpy(stream[start : start + self.T])
+            known[: len(obs)] = torch.from_numpy(is_known[start : start + self.T])
+            if start and is_known[start - 1]:
+                prev_token = int(stream[start - 1])
+        valid = torch.arange(self.T) < len(obs)
+        obs = F.pad(obs, (0, 0, 0, self.T - len(obs)))
+        noise = torch.from_numpy(rng.random(self.T, dtype=np.float32))
+        tok = tok.where(known, SILENCE)
+        return Batch(obs, tok, known, valid, torch.tensor(prev_token), noise)
 
     def batch(self, step, windows):
         """The given windows of a step, e.g. range(batch_size)."""
-        return Batch(*map(torch.stack, zip(*(self.window(step, n) for n in windows), strict=True)))
+        rows = [self.window(step, n) for n in windows]
+        return Batch(*(torch.stack(x) for x in zip(*rows, strict=True)))
 
-
-def choose_annotated(n_episodes, n_annotated, seed):
-    """The training episodes that keep their captions; nested: the first 8 of 64 are the same 8."""
-    return np.random.default_rng(seed).permutation(n_episodes)[:n_annotated].tolist()
-
-
-if __name__ == "__main__":
-    from configurator import may_be_cut
-    may_be_cut()
-    if sys.argv[1:2] == ["pack"]:
-        import pack
-        pack.configure(vars(pack), sys.argv[2:])
-        try: sys.exit(pack.main())
-        except KeyboardInterrupt: sys.exit("interrupted; the same call goes on from here")
-    if sys.argv[1:2] == ["show"]:
-        import show
-        sys.exit(show.main(sys.argv[2:]))
-    if sys.argv[1:2] == ["check"] and len(sys.argv) == 3 and sys.argv[2] not in ("-h", "--help"): sys.exit(shards.check(sys.argv[2]))
-    if not {"-h", "--help"} & set(sys.argv): sys.exit("python data.py pack .., show <folder> or check <folder>; --help tells more")
-    print(__doc__.strip())
+    def batches(self, steps, windows):
+        """The batches of a range of steps; the next one is read while the present one is in use."""
+        with ThreadPoolExecutor(1) as reader:
+            coming = None
+            for step in [*steps, None]:
+                batch = coming and coming.result()
+                coming = reader.submit(self.batch, step, windows) if step is not None else None
+                if batch:
+                    yield batch

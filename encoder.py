@@ -1,156 +1,177 @@
 """
-The encoder: reads a stream of observations and writes a stream of text, one token per time step.
+The encoder: reads a stream of observations and writes a stream of text, one token per step.
 
-    x_t = embed(tok_{t-1}) + projector(obs_t);  hidden_t = GPT-NeoX(x)_t;  logits_t = embed_out(hidden_t) speaks of tok_t
+    x_t      = embed(tok_{t-1}) + projector(obs_t)
+    hidden_t = GPT-NeoX(x)_t
+    logits_t = embed_out(hidden_t)                           about tok_t
 
-    encoder = Encoder.from_pretrained("out/crafter")
-    tok, prob = encoder.annotate(obs)                        # (B, N, D) -> (B, N) token ids and their probabilities
-    for tok, prob in encoder.follow(observations): ...       # the same, step by step: (B, D) -> (B,) as they come
+    encoder = Encoder.from_pretrained("out/crafter/step-000600/encoder")
+    tok, prob = encoder.annotate(obs)                        # (B, N, D) -> (B, N), (B, N)
+    for tok, prob in encoder.stream(observations): ...       # (B, D) -> (B,), (B,), as they come
 """
+
 from pathlib import Path
 
 import torch
 import torch.nn as nn
+import torch.nn.functional as F
 from safetensors import safe_open
 
-import checkpoint
 from data import END
-from files import save_tensors
 from model import GPTNeoX
+from runtime.checkpoint import save_tensors
+
+CLIP = 1.0  # standard deviations; beyond it a rare feature drowns the rest
 
 
 class Projector(nn.Module):
-    """Observations -> embeddings: standardise and weigh, hide features if asked, two layers."""
-
-    CLIP = 1.0                                               # standard deviations; beyond it a rare feature drowns the rest
+    """Observations -> embeddings: standardise and weigh the features, then two layers."""
 
     def __init__(self, obs_dim, d):
         super().__init__()
         self.register_buffer("mean", torch.zeros(obs_dim))
         self.register_buffer("scale", torch.ones(obs_dim))
-        self.register_buffer("weight", torch.ones(obs_dim))
-        self.into = nn.Linear(obs_dim, d)
-        self.out = nn.Linear(d, d)
+        self.register_buffer("feature_weight", torch.ones(obs_dim))
+        self.dense_1 = nn.Linear(obs_dim, d)
+        self.dense_2 = nn.Linear(d, d)
 
-    def standardise(self, episodes, brevity, sample=100):
-        """Mean, scale and weight of the features, from some training episodes (data.Episodes); no caption is read.
+    def standardise(self, episodes, feature_power, sample=100):
+        """Mean, scale and weight of each feature, from some episodes. No caption is read.
 
-        Language speaks of what happens, and what happens is brief: a feature weighs (1 - its correlation from one step to the
-        next) ** brevity. Slow feature analysis (Wiskott & Sejnowski 2002) turned around: it looks for what stays.
+        Language speaks of what happens, and what happens is brief: a feature weighs (1 - its
+        correlation from one step to the next) ** feature_power. Slow feature analysis (Wiskott &
+        Sejnowski 2002) looks for what stays; this is its opposite.
         """
-        some = [episodes.obs(i) for i in range(0, len(episodes), max(len(episodes) // sample, 1))]
+        every = max(len(episodes) // sample, 1)
+        some = [episodes.obs(i).double() for i in range(0, len(episodes), every)]
         obs = torch.cat(some)
         mean, std = obs.mean(0), obs.std(0)
-        from_mean = [x - mean for x in some]
-        correlation = sum((x[1:] * x[:-1]).sum(0) for x in from_mean) / sum(x.square().sum(0) for x in from_mean).clamp(min=1e-12)
-        weight = (1 - correlation).clamp(min=0) ** brevity * (std > 0)                  # a feature that never moved says nothing
+        centred = [x - mean for x in some]
+        products = sum((x[1:] * x[:-1]).sum(0) for x in centred)
+        squares = sum(x.square().sum(0) for x in centred)
+        brief = (1 - products / squares.clamp(min=1e-12)).clamp(min=0)
+        weight = brief**feature_power * (std > 0)  # a feature that never moved says nothing
         self.mean.copy_(mean)
         self.scale.copy_(1 / std.clamp(min=1e-2))
-        self.weight.copy_(weight / weight.square().mean().sqrt().clamp(min=1e-12))
+        self.feature_weight.copy_(weight / weight.square().mean().sqrt().clamp(min=1e-12))
 
     def effective(self):
-        """How many features weigh: the participation ratio of their squared weights, between 1 and all D."""
-        energy = self.weight.square()
+        """How many features weigh: the participation ratio of squared weights, from 1 to D."""
+        energy = self.feature_weight.square()
         return (energy.sum().square() / energy.square().sum().clamp(min=1e-12)).item()
 
-    def weighed(self, obs):                                  # (.., D) -> (.., D)
-        return ((obs - self.mean) * self.scale).clamp(-self.CLIP, self.CLIP) * self.weight
+    def weigh(self, obs):  # (.., D) -> (.., D)
+        x = (obs.to(self.mean.dtype) - self.mean) * self.scale
+        return x.clamp(-CLIP, CLIP) * self.feature_weight
 
-    def forward(self, obs, keep=None):                       # (B, T, D), (B, D) -> (B, T, d)
-        x = self.weighed(obs)
-        if keep is not None: x = x * (keep / keep.mean(1, keepdim=True).clamp(min=1e-3))[:, None]   # per window: no other matters
-        return self.out(nn.functional.gelu(self.into(x)))
+    def forward(self, obs):  # (.., D) -> (.., d)
+        return self.dense_2(F.gelu(self.dense_1(self.weigh(obs))))
 
 
 class Encoder(nn.Module):
-    def __init__(self, lm, obs_dim, window, pretrained=False):
-        """lm: a GPTNeoX; obs_dim: D; window: the T it is trained on, its horizon. pretrained: start from the plain language model."""
+    def __init__(self, lm, obs_dim, T, pretrained=False):
+        """lm: a GPTNeoX; obs_dim: D; T: steps of a window. pretrained: start as the plain lm."""
         super().__init__()
-        self.lm, self.window = lm, window
+        self.lm, self.T = lm, T
         self.projector = Projector(obs_dim, lm.config.hidden_size)
         if pretrained:
-            nn.init.zeros_(self.projector.out.weight)
-            nn.init.zeros_(self.projector.out.bias)
+            nn.init.zeros_(self.projector.dense_2.weight)
+            nn.init.zeros_(self.projector.dense_2.bias)
 
-    def forward(self, obs, tok, prev, keep=None):
-        """Teacher-forced hidden states (B, T, d) of obs (B, T, D), tok (B, T), prev (B,) the token before; keep (B, D) hides features."""
-        before = torch.cat((prev[:, None], tok[:, :-1]), 1)
-        return self.lm.stack(self.lm.embed(before) + self.projector(obs, keep))
-
-    def logits(self, hidden):
-        return self.lm.embed_out(hidden)                     # (B, T, d) -> (B, T, V)
+    def forward(self, obs, input_tok):
+        """Hidden states (B, T, d) of obs (B, T, D) and the tokens before each step (B, T)."""
+        return self.lm.stack(self.lm.embed(input_tok) + self.projector(obs))
 
     @torch.no_grad()
-    def annotate(self, obs, tok=None, known=None, prev=None, noise=None):
-        """Writes the stream of obs (B, N, D), finite numbers as they are in the data set, N steps of any number. Raises ValueError.
+    def annotate(self, obs, tok=None, known=None, prev_token=None, noise=None):
+        """Writes the stream of obs (B, N, D), numbers as in the data set, N steps of any number.
 
-        tok (B, N) is kept where known (B, N) is True; prev (B,) is the token before, default END; noise (B, N) in [0, 1) draws each
-        token from the encoder's distribution by inversion, without it the likeliest is written.
-        Returns tok (B, N) int64 and the probability (B, N) float32 the encoder gave to each of its tokens.
-        Beyond `window` steps it writes in windows that start every half window, each primed with the text of its first half.
+        tok (B, N) is kept where known (B, N) is True. prev_token (B,) comes before the first step,
+        default END. noise (B, N) in [0, 1) draws each token from the encoder's distribution;
+        without it the likeliest is written. Beyond T steps it writes in windows that start every
+        T/2, each primed with the text of its first half.
+        Returns tok (B, N) int64 and the probability of each of its tokens (B, N) float32.
+        Raises ValueError for a wrong shape, and for NaN or Inf.
         """
-        obs = torch.as_tensor(obs).to(self.projector.mean)
-        if obs.dim() != 3 or obs.shape[2] != len(self.projector.mean):
-            raise ValueError(f"obs has shape {tuple(obs.shape)}; (episodes, steps, {len(self.projector.mean)}) is wanted")
+        obs = torch.as_tensor(obs).to(self.projector.mean.device)
+        D = len(self.projector.mean)
+        if obs.dim() != 3 or obs.shape[2] != D:
+            raise ValueError(f"obs has shape {tuple(obs.shape)}; (episodes, steps, {D}) is wanted")
+        if not obs.isfinite().all():
+            raise ValueError("obs has NaN or Inf")
         B, N, _ = obs.shape
-        tok = torch.zeros(B, N, dtype=torch.int64, device=obs.device) if tok is None else tok.clone()
+        tok = obs.new_zeros(B, N, dtype=torch.int64) if tok is None else tok.clone()
         known = torch.zeros_like(tok, dtype=torch.bool) if known is None else known
-        prob = torch.zeros(B, N, device=obs.device)
-        prev = torch.full((B,), END, device=obs.device) if prev is None else prev
-        half = self.window // 2
+        prob = obs.new_zeros(B, N, dtype=torch.float32)
+        prev_token = tok.new_full((B,), END) if prev_token is None else prev_token
+        half = self.T // 2
         for start in range(0, max(N - half, 1), half):
-            here, done = slice(start, start + self.window), half if start else 0
-            before = tok[:, start - 1] if start else prev
-            self._write(obs[:, here], tok[:, here], known[:, here], prob[:, here], before, None if noise is None else noise[:, here], done)
+            window = slice(start, start + self.T)
+            parts = [None if x is None else x[:, window] for x in (obs, tok, known, prob, noise)]
+            before = tok[:, start - 1] if start else prev_token
+            self.write_window(*parts, before, done=half if start else 0)
         return tok, prob
 
-    def _write(self, obs, tok, known, prob, before, noise, done):
-        """Fills tok and prob of one window in place from step `done` on."""
-        seen, cache = self.projector(obs), self.lm.new_cache(obs.shape[0], obs.shape[1])
+    def write_window(self, obs, tok, known, prob, noise, before, done):
+        """Fills tok and prob of one window in place, from step `done` on. before (B,)."""
+        seen = self.projector(obs)  # (B, n, d)
+        cache = self.lm.new_cache(*obs.shape[:2])
         if done:
-            first = torch.cat((before[:, None], tok[:, :done - 1]), 1)
+            first = torch.cat((before[:, None], tok[:, : done - 1]), 1)
             self.lm.stack(self.lm.embed(first) + seen[:, :done], cache=cache)
             before = tok[:, done - 1]
         for t in range(done, obs.shape[1]):
-            hidden = self.lm.stack(self.lm.embed(before)[:, None] + seen[:, t:t + 1], cache=cache)
-            p = self.logits(hidden[:, 0]).float().softmax(-1)                           # (B, V)
-            chosen = p.argmax(-1) if noise is None else self._draw(p, noise[:, t])
-            tok[:, t] = before = torch.where(known[:, t], tok[:, t], chosen)
+            x = self.lm.embed(before)[:, None] + seen[:, t : t + 1]
+            p = self.next_token(x, cache)  # (B, V)
+            chosen = p.argmax(-1) if noise is None else draw(p, noise[:, t])
+            before = torch.where(known[:, t], tok[:, t], chosen)
+            tok[:, t] = before
             prob[:, t] = p.gather(1, before[:, None])[:, 0]
 
+    def next_token(self, x, cache):
+        hidden = self.lm.stack(x, cache=cache)[:, 0]  # (B, 1, d) -> (B, d)
+        return self.lm.embed_out(hidden).float().softmax(-1)  # (B, V)
+
     @torch.no_grad()
-    def follow(self, observations):
-        """annotate() while the stream is still coming: for each (B, D) of an iterable yields its tok (B,) and prob (B,).
+    def stream(self, observations):
+        """annotate() while observations (B, D) still come: yields tok (B,) and prob (B,) of each.
 
-        Every half window a cache starts; the older of the last two writes, the younger is primed: constant cost and memory.
+        Every T/2 steps a cache starts; of the last two the older one writes, the younger is
+        primed: constant cost and memory, the same text.
         """
-        half, before, caches = self.window // 2, None, []
+        before, caches = None, []
         for t, obs in enumerate(observations):
-            if before is None: before = torch.full((len(obs),), END, device=obs.device)
-            if t % half == 0: caches = caches[-1:] + [self.lm.new_cache(len(obs), 2 * half)]
-            x = self.lm.embed(before)[:, None] + self.projector(obs[:, None])           # (B, 1, d)
-            hidden = [self.lm.stack(x, cache=cache) for cache in caches][0]
-            prob, before = self.logits(hidden[:, 0]).float().softmax(-1).max(-1)
+            if before is None:
+                before = torch.full((len(obs),), END, device=obs.device)
+            if t % (self.T // 2) == 0:
+                caches = caches[-1:] + [self.lm.new_cache(len(obs), 2 * (self.T // 2))]
+            x = self.lm.embed(before)[:, None] + self.projector(obs[:, None])  # (B, 1, d)
+            p, *_ = [self.next_token(x, cache) for cache in caches]
+            prob, before = p.max(-1)
             yield before, prob
-
-    @staticmethod
-    def _draw(p, u):
-        return torch.searchsorted(p.cumsum(-1), u[:, None].to(p.dtype).contiguous()).clamp(max=p.shape[-1] - 1)[:, 0]
 
     def save_pretrained(self, folder):
         """config.json and model.safetensors as Pythia's, and projector.safetensors beside them."""
         self.lm.save_pretrained(folder)
-        save_tensors(self.projector.state_dict(), Path(folder) / "projector.safetensors", {"window": str(self.window)})
+        weights = self.projector.state_dict()
+        save_tensors(weights, Path(folder, "projector.safetensors"), {"T": str(self.T)})
 
     @classmethod
     def from_pretrained(cls, folder):
-        """Loads from a run's folder (out/crafter: its best checkpoint), a checkpoint, or its encoder folder. Raises configurator.Fault."""
-        folder = Path(folder)
-        if (folder / "encoder").exists(): folder = folder / "encoder"
-        if not (folder / "projector.safetensors").exists(): folder = checkpoint.chosen(folder) / "encoder"
-        checkpoint.verify(folder)
-        with safe_open(folder / "projector.safetensors", "pt") as f:
-            weights, window = {k: f.get_tensor(k) for k in f.keys()}, int(f.metadata()["window"])
-        encoder = cls(GPTNeoX.from_pretrained(folder), len(weights["mean"]), window)
+        """Reads what save_pretrained wrote. Raises FileNotFoundError or ValueError."""
+        lm = GPTNeoX.from_pretrained(folder)
+        path = Path(folder, "projector.safetensors")
+        if not path.is_file():
+            raise FileNotFoundError(f"{path} is missing: not the encoder of a checkpoint")
+        with safe_open(path, "pt") as file:
+            weights = {name: file.get_tensor(name) for name in file.keys()}
+            T = int(file.metadata()["T"])
+        encoder = cls(lm, len(weights["mean"]), T)
         encoder.projector.load_state_dict(weights)
         return encoder
+
+
+def draw(p, noise):
+    """A token from each row of p (B, V), by inversion of noise (B,)."""
+    tok = torch.searchsorted(p.cumsum(-1), noise[:, None].to(p.dtype).contiguous())
+    return tok.clamp(max=p.shape[-1] - 1)[:, 0]

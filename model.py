@@ -1,22 +1,28 @@
 """
-GPT-NeoX, the architecture of Pythia, written out: parallel residual, rotary embedding on the first part of each head.
+GPT-NeoX, the architecture of Pythia: parallel residual, rotary embedding on a part of each head.
 
-    model = GPTNeoX(Config(vocab_size=512, hidden_size=128, num_hidden_layers=4, num_attention_heads=4))
-    model = GPTNeoX.from_pretrained("EleutherAI/pythia-160m")       # or a directory; pythia.py says where it looks
-    logits = model(tok)                                            # (B, T) int64 -> (B, T, V)
+    model = GPTNeoX(Config(vocab_size=512, hidden_size=128, num_hidden_layers=4))
+    model = GPTNeoX.from_pretrained("EleutherAI/pythia-160m")    # or a directory
+    logits = model(tok)                                          # (B, T) int64 -> (B, T, V)
 
-Parameter names and config keys are those of the published Pythia checkpoints.
-Source: Black et al. 2022 (arXiv 2204.06745), Biderman et al. 2023 (arXiv 2304.01373); checked against transformers' GPTNeoXForCausalLM.
+Parameter names and config keys are those of the published checkpoints.
+Source: Black et al. 2022 (arXiv 2204.06745), Biderman et al. 2023 (arXiv 2304.01373).
 """
+
 import math
-from dataclasses import asdict, dataclass
+import os
+import re
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from safetensors import SafetensorError, safe_open
 
-import pythia
+from runtime.checkpoint import read_json, save_tensors, write_json
+
+GELU = {"gelu": "none", "gelu_fast": "tanh", "gelu_new": "tanh", "gelu_pytorch_tanh": "tanh"}
 
 
 @dataclass
@@ -25,32 +31,76 @@ class Config:
     hidden_size: int = 512
     num_hidden_layers: int = 6
     num_attention_heads: int = 8
-    intermediate_size: int = 0            # of the MLP; 0 means 4 * hidden_size
-    rotary_pct: float = 0.25              # share of each head's dimensions that rotate
+    intermediate_size: int = 0  # of the MLP; 0: 4 * hidden_size
+    rotary_pct: float = 0.25  # share of a head's dimensions that rotate
     rotary_emb_base: float = 10000.0
     layer_norm_eps: float = 1e-5
     use_parallel_residual: bool = True
     attention_bias: bool = True
-    hidden_act: str = "gelu"              # exact, or by tanh: see pythia.ACTIVATIONS
-    tie_word_embeddings: bool = False     # one matrix for embed_in and embed_out
+    hidden_act: str = "gelu"  # exact, or by tanh: see GELU
+    tie_word_embeddings: bool = False  # one matrix for embed_in and embed_out
 
     def __post_init__(self):
-        assert self.hidden_size % self.num_attention_heads == 0, "hidden_size must be divisible by num_attention_heads"
         self.intermediate_size = self.intermediate_size or 4 * self.hidden_size
+        if self.hidden_size % self.num_attention_heads:
+            heads = self.num_attention_heads
+            raise ValueError(f"{self.hidden_size} dimensions are not divisible by {heads} heads")
+
+    @classmethod
+    def from_json(cls, path):
+        """Reads the config.json of transformers 4 or 5. Raises ValueError if it is no GPT-NeoX."""
+        stored = read_json(path)
+        rope = stored.get("rope_parameters") or stored.get("rope_scaling") or {}
+        if isinstance(rope, dict):  # transformers 5
+            stored.setdefault("rotary_pct", rope.get("partial_rotary_factor", 0.25))
+            stored.setdefault("rotary_emb_base", rope.get("rope_theta", 10000.0))
+            rope = rope.get("rope_type", rope.get("type", "default"))
+        config = cls()
+        for field in fields(cls):
+            value = stored.get(field.name, getattr(config, field.name))
+            if field.type is float and type(value) is int:
+                value = float(value)
+            setattr(config, field.name, value)
+        config.check(path, stored.get("model_type"), rope)
+        return config
+
+    def check(self, path, model_type, rope):
+        heads = self.num_attention_heads
+        wrong = [f for f in fields(self) if type(getattr(self, f.name)) is not type(f.default)]
+        wrong += [f for f in fields(self)[:5] if f not in wrong and getattr(self, f.name) < 1]
+        for field in wrong:
+            value = getattr(self, field.name)
+            raise ValueError(f"{path}: {field.name} is {value!r}, like {field.default!r} is wanted")
+        for fault in (
+            model_type != "gpt_neox" and f"model_type is {model_type!r}, not 'gpt_neox'",
+            rope != "default" and f"rope type {rope!r}, only plain rotary embedding is known",
+            self.hidden_act not in GELU and f"hidden_act is {self.hidden_act!r}, not of {[*GELU]}",
+            self.hidden_size % heads and f"hidden_size {self.hidden_size} for {heads} heads",
+            not 0 < self.rotary_pct <= 1 and f"rotary_pct is {self.rotary_pct}",
+        ):
+            if fault:
+                raise ValueError(f"{path}: {fault}")
+
+
+# -----------------------------------------------------------------------------
+# the network
 
 
 def rotary(config, pos):
-    """Cosines and sines at positions pos, (N,) or (B, N) -> two of (1 or B, 1, N, rotary dims), float32 (Su et al. 2021, 2104.09864)."""
+    """Cosines and sines at positions pos (N,): two of (N, rotary dims), float32.
+
+    Su et al. 2021, RoFormer, arXiv 2104.09864.
+    """
     dims = int(config.hidden_size // config.num_attention_heads * config.rotary_pct)
-    freq = 1 / config.rotary_emb_base ** (torch.arange(0, dims, 2, device=pos.device).float() / dims)   # rounded as in transformers
-    angle = pos[..., None].float() * freq
-    angle = torch.cat((angle, angle), -1)                                               # rotates halves, not neighbours
-    angle = angle[:, None] if pos.dim() == 2 else angle[None, None]
+    exponent = torch.arange(0, dims, 2, device=pos.device).float() / dims
+    freq = 1 / config.rotary_emb_base**exponent  # rounded as in transformers
+    angle = pos[:, None].float() * freq
+    angle = torch.cat((angle, angle), -1)  # rotates halves, not neighbours
     return angle.cos(), angle.sin()
 
 
-def rotate(x, cos, sin):                                                                # x (.., B, H, N, hs)
-    turned, passed = x[..., :cos.shape[-1]], x[..., cos.shape[-1]:]
+def rotate(x, cos, sin):  # x (.., N, hs)
+    turned, passed = x[..., : cos.shape[-1]], x[..., cos.shape[-1] :]
     first, second = turned.chunk(2, -1)
     turned = turned * cos + torch.cat((-second, first), -1) * sin
     return torch.cat((turned, passed), -1)
@@ -61,53 +111,48 @@ def causal(q, k, v):
 
 
 class LayerCache:
-    """Keys and values of one layer, preallocated. Called in place of `causal`, it appends what comes and attends to all so far."""
+    """Keys and values of one layer. In the place of `causal` it appends, and attends to all."""
 
-    def __init__(self, B, H, T, hs, device, dtype):
-        self.k, self.v = (torch.empty(B, H, T, hs, device=device, dtype=dtype) for _ in range(2))
+    def __init__(self, shape, device, dtype):
+        self.k = torch.empty(shape, device=device, dtype=dtype)  # (B, H, T, hs)
+        self.v = torch.empty(shape, device=device, dtype=dtype)
         self.length = 0
 
-    def __call__(self, q, k, v):                                                        # each (B, H, n, hs)
-        start, self.length = self.length, self.length + q.shape[2]
-        self.k[:, :, start:self.length], self.v[:, :, start:self.length] = k, v
-        keys, values = self.k[:, :, :self.length], self.v[:, :, :self.length]
-        if start == 0: return causal(q, keys.to(q.dtype), values.to(q.dtype))
-        mask = None if q.shape[2] == 1 else torch.ones(q.shape[2], self.length, dtype=torch.bool, device=q.device).tril(start)
-        return F.scaled_dot_product_attention(q, keys.to(q.dtype), values.to(q.dtype), mask)
-
-
-class Linear(nn.Linear):
-    """nn.Linear; when decoding on a CPU its few rows go on the right of the product, where MKL is up to a third faster."""
-
-    def forward(self, x):                                                               # (.., in) -> (.., out)
-        rows = x.numel() // x.shape[-1]
-        if torch.is_grad_enabled() or x.device.type != "cpu" or not 8 <= rows <= 32: return super().forward(x)
-        x_t = x.reshape(rows, -1).t()
-        out = self.weight @ x_t if self.bias is None else torch.addmm(self.bias[:, None], self.weight, x_t)
-        return out.t().reshape(*x.shape[:-1], -1)
+    def __call__(self, q, k, v):  # (B, H, n, hs)
+        start, n = self.length, q.shape[2]
+        self.length = start + n
+        self.k[:, :, start : self.length] = k
+        self.v[:, :, start : self.length] = v
+        if start == 0:
+            return causal(q, k, v)
+        keys = self.k[:, :, : self.length].to(q.dtype)
+        values = self.v[:, :, : self.length].to(q.dtype)
+        mask = torch.ones(n, self.length, dtype=torch.bool, device=q.device).tril(start)
+        return F.scaled_dot_product_attention(q, keys, values, mask if n > 1 else None)
 
 
 class Attention(nn.Module):
     def __init__(self, config):
         super().__init__()
         self.heads = config.num_attention_heads
-        self.query_key_value = Linear(config.hidden_size, 3 * config.hidden_size, config.attention_bias)
-        self.dense = Linear(config.hidden_size, config.hidden_size, config.attention_bias)
+        d, bias = config.hidden_size, config.attention_bias
+        self.query_key_value = nn.Linear(d, 3 * d, bias)
+        self.dense = nn.Linear(d, d, bias)
 
-    def forward(self, x, cos, sin, attend, skip=0):                                     # (B, N, d) -> (B, N - skip, d)
+    def forward(self, x, cos, sin, attend):
         B, N, d = x.shape
-        qkv = self.query_key_value(x).view(B, N, self.heads, 3, -1).permute(3, 0, 2, 1, 4)  # (3, B, H, N, hs)
-        q, k = rotate(qkv[:2], cos, sin)
-        out = attend(q[:, :, skip:], k, qkv[2])                                         # (B, H, N - skip, hs)
-        return self.dense(out.transpose(1, 2).reshape(B, N - skip, d))
+        qkv = self.query_key_value(x).view(B, N, self.heads, 3, -1)
+        q, k, v = qkv.permute(3, 0, 2, 1, 4)  # (B, H, N, hs)
+        out = attend(rotate(q, cos, sin), rotate(k, cos, sin), v)
+        return self.dense(out.transpose(1, 2).reshape(B, N, d))
 
 
 class MLP(nn.Module):
     def __init__(self, config):
         super().__init__()
-        self.approximate = pythia.ACTIVATIONS[config.hidden_act]
-        self.dense_h_to_4h = Linear(config.hidden_size, config.intermediate_size)
-        self.dense_4h_to_h = Linear(config.intermediate_size, config.hidden_size)
+        self.approximate = GELU[config.hidden_act]
+        self.dense_h_to_4h = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.dense_4h_to_h = nn.Linear(config.intermediate_size, config.hidden_size)
 
     def forward(self, x):
         return self.dense_4h_to_h(F.gelu(self.dense_h_to_4h(x), approximate=self.approximate))
@@ -122,85 +167,241 @@ class Block(nn.Module):
         self.attention = Attention(config)
         self.mlp = MLP(config)
 
-    def forward(self, x, cos, sin, attend, skip=0):
-        attended, x = self.attention(self.input_layernorm(x), cos, sin, attend, skip), x[:, skip:]
-        if self.parallel: return x + attended + self.mlp(self.post_attention_layernorm(x))
-        x = x + attended
-        return x + self.mlp(self.post_attention_layernorm(x))
+    def forward(self, x, cos, sin, attend):
+        attended = x + self.attention(self.input_layernorm(x), cos, sin, attend)
+        mlp_input = x if self.parallel else attended
+        return attended + self.mlp(self.post_attention_layernorm(mlp_input))
 
 
 class GPTNeoX(nn.Module):
     def __init__(self, config):
         super().__init__()
         self.config = config
-        self.gpt_neox = nn.ModuleDict(dict(
-            embed_in=nn.Embedding.from_pretrained(torch.empty(config.vocab_size, config.hidden_size), freeze=False),
-            layers=nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers)),
-            final_layer_norm=nn.LayerNorm(config.hidden_size, config.layer_norm_eps),
-        ))
-        self.embed_out = nn.Linear(config.hidden_size, config.vocab_size, bias=False)   # softmax wants its rows contiguous
-        if config.tie_word_embeddings: self.tie()
-        if not self.embed_out.weight.is_meta: self.initialise()                         # else the weights are to be read
+        embeddings = torch.empty(config.vocab_size, config.hidden_size)
+        self.gpt_neox = nn.ModuleDict(
+            dict(
+                embed_in=nn.Embedding.from_pretrained(embeddings, freeze=False),
+                layers=nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers)),
+                final_layer_norm=nn.LayerNorm(config.hidden_size, config.layer_norm_eps),
+            )
+        )
+        self.embed_out = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        if config.tie_word_embeddings:
+            self.embed_out.weight = self.gpt_neox.embed_in.weight
+        # from_pretrained reads the weights; normal_ on the meta device would load sympy: 2 s, 70 MB
+        if not embeddings.is_meta:
+            for name, module in self.named_modules():
+                self.initialise(name, module)
 
-    def initialise(self):
-        for name, module in self.named_modules():
-            if isinstance(module, (nn.Linear, nn.Embedding)):                           # Nguyen & Salazar 2019, as Pythia
-                std = math.sqrt(2 / (5 * self.config.hidden_size))
-                if name.endswith(("attention.dense", "mlp.dense_4h_to_h")):             # Wang & Komatsuzaki 2021, as Pythia
-                    std = 2 / self.config.num_hidden_layers / math.sqrt(self.config.hidden_size)
-                nn.init.normal_(module.weight, std=std)
-            if isinstance(module, nn.Linear) and module.bias is not None:
-                nn.init.zeros_(module.bias)
-
-    def tie(self):
-        self.config.tie_word_embeddings, self.embed_out.weight = True, self.gpt_neox.embed_in.weight
+    def initialise(self, name, module):
+        """As Pythia: small init (Nguyen & Salazar 2019), wang init before residuals (GPT-J)."""
+        if not isinstance(module, (nn.Linear, nn.Embedding)):
+            return
+        std = math.sqrt(2 / (5 * self.config.hidden_size))
+        if name.endswith(("attention.dense", "mlp.dense_4h_to_h")):
+            std = 2 / self.config.num_hidden_layers / math.sqrt(self.config.hidden_size)
+        nn.init.normal_(module.weight, std=std)
+        if getattr(module, "bias", None) is not None:
+            nn.init.zeros_(module.bias)
 
     def embed(self, tok):
-        return self.gpt_neox.embed_in(tok)                                              # (B, T) -> (B, T, d)
+        return self.gpt_neox.embed_in(tok)  # (B, T) -> (B, T, d)
 
-    def stack(self, x, pos=None, attend=causal, cache=None, skip=0):
-        """All layers and the final norm over embeddings x (B, N, d) at positions pos ((N,) or (B, N), default 0 .. N-1).
+    def stack(self, x, pos=None, attend=causal, cache=None):
+        """All layers and the final norm over embeddings x (B, N, d) at positions pos (N,).
 
-        attend(q, k, v) is the attention of every layer; a `cache` from `new_cache` replaces it and sets the positions.
-        The first `skip` rows are not wanted: of them the last layer makes keys and values only.
+        attend(q, k, v) is the attention of every layer. A `cache` from new_cache takes its place
+        and sets the positions.
         """
         if pos is None:
             start = cache[0].length if cache else 0
             pos = torch.arange(start, start + x.shape[1], device=x.device)
-        cos, sin = (table.to(x.dtype) for table in rotary(self.config, pos))
+        cos, sin = rotary(self.config, pos)
+        cos, sin = cos.to(x.dtype), sin.to(x.dtype)
         for i, layer in enumerate(self.gpt_neox.layers):
-            x = layer(x, cos, sin, cache[i] if cache else attend, skip if i == len(self.gpt_neox.layers) - 1 else 0)
+            x = layer(x, cos, sin, cache[i] if cache else attend)
         return self.gpt_neox.final_layer_norm(x)
 
     def forward(self, tok, cache=None):
-        return self.embed_out(self.stack(self.embed(tok), cache=cache))                 # (B, T) -> (B, T, V)
+        return self.embed_out(self.stack(self.embed(tok), cache=cache))  # (B, T) -> (B, T, V)
 
     def new_cache(self, B, T):
         """Room for T positions of B sequences: one LayerCache per layer."""
-        c, weight = self.config, self.embed_out.weight
-        return [LayerCache(B, c.num_attention_heads, T, c.hidden_size // c.num_attention_heads, weight.device, weight.dtype)
-                for _ in range(c.num_hidden_layers)]
+        config, weight = self.config, self.embed_out.weight
+        heads = config.num_attention_heads
+        shape = B, heads, T, config.hidden_size // heads
+        layers = range(config.num_hidden_layers)
+        return [LayerCache(shape, weight.device, weight.dtype) for _ in layers]
 
-    def save_pretrained(self, folder, dtype=None, shard_bytes=5 * 10 ** 9):
-        """Writes config.json and model.safetensors (above shard_bytes: shards) as the published checkpoints, in dtype or as it is."""
-        meta = dict(architectures=["GPTNeoXForCausalLM"], model_type="gpt_neox", bos_token_id=0, eos_token_id=0,
-                    torch_dtype=str(dtype or self.embed_out.weight.dtype).removeprefix("torch."))
-        pythia.write(Path(folder), meta | asdict(self.config), dict(self.named_parameters()), dtype, shard_bytes)
+    def save_pretrained(self, folder):
+        """Writes config.json and model.safetensors as the published checkpoints have them."""
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        about = dict(architectures=["GPTNeoXForCausalLM"], model_type="gpt_neox")
+        about |= dict(bos_token_id=0, eos_token_id=0)
+        about["torch_dtype"] = str(self.embed_out.weight.dtype).removeprefix("torch.")
+        weights = {name: p.detach() for name, p in self.named_parameters()}
+        save_tensors(weights, Path(folder, "model.safetensors"), {"format": "pt"})
+        write_json(about | asdict(self.config), Path(folder, "config.json"))
 
     @classmethod
     def from_pretrained(cls, name_or_dir, dtype=torch.float32):
-        """A checkpoint as a model on the CPU: a directory, or a name on the Hugging Face hub (pythia.find), its weights cast to dtype.
+        """A checkpoint as a model on the CPU, its weights cast to dtype.
 
-        Raises FileNotFoundError or ValueError, one line with file and tensor, before anything is loaded.
+        name_or_dir: as for find_checkpoint. Raises FileNotFoundError or ValueError, one line each.
         """
-        folder = pythia.find(name_or_dir)
-        config, stored = Config(**pythia.read_config(folder)), pythia.read_index(folder)
-        tied = config.tie_word_embeddings
-        config.tie_word_embeddings = tied and "embed_out.weight" not in stored          # some files hold both
-        for name in {"gpt_neox.embed_in.weight"} & stored.keys(): config.vocab_size = stored[name].shape[0]   # the weights know best
-        with torch.device("meta"): model = cls(config)
-        pythia.check(stored, model, folder)
-        model.load_state_dict(pythia.read(stored, dtype), strict=False, assign=True)
-        if config.tie_word_embeddings: model.tie()
-        if tied and torch.equal(model.embed_out.weight, model.gpt_neox.embed_in.weight): model.tie()
+        folder = find_checkpoint(name_or_dir)
+        config = Config.from_json(folder / "config.json")
+        weights = read_weights(folder, config)
+        with torch.device("meta"):
+            model = cls(config)
+        wanted = dict(model.named_parameters())
+        for name in sorted(wanted.keys() ^ weights.keys()):
+            problem = "is missing" if name in wanted else "is no part of the model in config.json"
+            raise ValueError(f"{folder}: tensor {name} {problem}")
+        for name, tensor in weights.items():
+            if tensor.shape != wanted[name].shape:
+                shapes = f"{list(tensor.shape)}, config.json asks for {list(wanted[name].shape)}"
+                raise ValueError(f"{folder}: tensor {name} has shape {shapes}")
+            # a copy: the tensor is a view of the file
+            weights[name] = nn.Parameter(tensor.to(dtype, copy=True))
+        model.load_state_dict(weights, strict=False, assign=True)
+        if config.tie_word_embeddings:
+            model.embed_out.weight = model.gpt_neox.embed_in.weight
         return model
+
+
+# -----------------------------------------------------------------------------
+# checkpoints on disk
+
+
+def read_weights(folder, config):
+    """{name: tensor}, views of the files; sets what the weights know better than config.json."""
+    weights = {}
+    for path in weight_files(folder):
+        try:
+            with safe_open(path, "pt") as file:
+                weights |= {name: file.get_tensor(name) for name in file.keys()}
+        except (OSError, SafetensorError) as error:
+            raise ValueError(f"{path}: truncated or garbled ({error}); fetch it again") from None
+    # buffers of old checkpoints
+    buffers = re.compile(r"attention\.(bias|masked_bias)$|rotary_emb\.inv_freq$")
+    weights = {name: x for name, x in weights.items() if not buffers.search(name)}
+    layers = {name.split(".")[2] for name in weights if name.startswith("gpt_neox.layers.")}
+    if len(layers) != config.num_hidden_layers:
+        raise ValueError(f"{folder}: {len(layers)} layers, config.json: {config.num_hidden_layers}")
+    for name, x in weights.items():
+        if not x.is_floating_point():
+            raise ValueError(
+                f"{folder}: tensor {name} is stored as {x.dtype}, not as numbers of a model"
+            )
+    embed_in = weights.get("gpt_neox.embed_in.weight")
+    if embed_in is not None and embed_in.dim() == 2:
+        config.vocab_size = len(embed_in)
+    embed_out = weights.get("embed_out.weight")
+    if config.tie_word_embeddings and embed_in is not None and embed_out is not None:
+        config.tie_word_embeddings = torch.equal(embed_out, embed_in)  # some files hold both
+        if config.tie_word_embeddings:
+            del weights["embed_out.weight"]
+    return weights
+
+
+def weight_files(folder):
+    """model.safetensors, or the shards that its index names."""
+    index = folder / "model.safetensors.index.json"
+    names = ["model.safetensors"]
+    if index.exists() and not (folder / names[0]).exists():
+        names = sorted(set(read_json(index).get("weight_map", {}).values()))
+    for name in names:
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"{folder / name} is missing: fetch the checkpoint again")
+    return [folder / name for name in names]
+
+
+def find_checkpoint(name_or_dir):
+    """The folder of a checkpoint: a directory, or a name such as EleutherAI/pythia-160m@step3000.
+
+    A name is looked up in the Hugging Face cache, else downloaded where huggingface_hub is
+    installed. Raises FileNotFoundError with the command that fetches it.
+    """
+    folder = Path(name_or_dir).expanduser()
+    if folder.is_dir():
+        return folder
+    name, _, revision = name_or_dir.partition("@")
+    revision = revision or "main"
+    if not re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", name):
+        raise FileNotFoundError(f"{name_or_dir}: no such directory")
+    home = os.environ.get("HF_HOME", "~/.cache/huggingface")
+    hub = Path(os.environ.get("HF_HUB_CACHE", f"{home}/hub")).expanduser()
+    cached = hub / f"models--{name.replace('/', '--')}"
+    ref = cached / "refs" / revision
+    snapshot = cached / "snapshots" / (ref.read_text().strip() if ref.is_file() else revision)
+    if (snapshot / "config.json").exists() and [*snapshot.glob("model*.safetensors")]:
+        return snapshot
+    files = ["config.json", "tokenizer.json", "model*.safetensors*"]
+    command = f"hf download {name} --revision {revision} " + " ".join(
+        f"--include '{x}'" for x in files
+    )
+    try:
+        from huggingface_hub import snapshot_download
+
+        return Path(snapshot_download(name, revision=revision, allow_patterns=files))
+    except Exception as error:  # not installed, or whatever the network says
+        reason = (str(error).splitlines() or [""])[0]
+        raise FileNotFoundError(
+            f"{name}@{revision} is neither a directory nor in {hub}; fetch it: "
+            f"pip install huggingface_hub && {command}  ({reason})"
+        ) from None
+
+
+# -----------------------------------------------------------------------------
+# cross-entropy without all logits at once
+
+
+LOGITS = dict(cuda=2**27, cpu=2**23, mps=2**23)  # in one chunk
+
+
+class LinearCrossEntropy(torch.autograd.Function):
+    """Gradients are made in the forward, while a chunk's logits exist (Liger, arXiv 2410.10989)."""
+
+    @staticmethod
+    def forward(ctx, hidden, matrix, target, weight, dtype):
+        wide = torch.promote_types(dtype, torch.float32)
+        loss = torch.empty(target.shape, device=hidden.device, dtype=wide)
+        d_hidden = torch.empty(hidden.shape, device=hidden.device, dtype=wide)
+        d_matrix = torch.zeros(matrix.shape, device=hidden.device, dtype=wide)
+        m = matrix.to(dtype)
+        chunk = max(LOGITS[hidden.device.type] // len(matrix), 1)
+        for start in range(0, len(target), chunk):
+            rows = slice(start, start + chunk)
+            h, t = hidden[rows].to(dtype), target[rows, None]
+            logp = (h @ m.T).to(wide).log_softmax(-1)  # (n, V)
+            loss[rows] = -logp.gather(1, t)[:, 0]
+            grad = logp.exp_().scatter_add_(1, t, -torch.ones_like(t, dtype=wide))
+            grad = grad.mul_(weight[rows, None]).to(dtype)
+            d_hidden[rows] = grad @ m
+            d_matrix += grad.T @ h
+        ctx.save_for_backward(d_hidden.to(hidden.dtype), d_matrix.to(matrix.dtype))
+        ctx.mark_non_differentiable(loss)
+        return (loss * weight).sum(), loss
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad, _):
+        d_hidden, d_matrix = ctx.saved_tensors
+        return d_hidden * grad, d_matrix * grad, None, None, None
+
+
+def linear_cross_entropy(hidden, matrix, target, weight):
+    """sum(weight * cross_entropy(hidden @ matrix.T, target)), a chunk of logits at a time.
+
+    hidden (.., d), matrix (V, d), target (..) int64, weight (..), 0 for rows that are no target.
+    Returns the sum, with gradients, and each row's loss (..) without, both float32 or wider.
+    """
+    device = hidden.device.type
+    dtype = torch.promote_types(hidden.dtype, matrix.dtype)
+    if torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
+    with torch.autocast(device, enabled=False):
+        rows = hidden.flatten(0, -2), matrix, target.flatten(), weight.flatten()
+        total, loss = LinearCrossEntropy.apply(*rows, dtype)
+    return total, loss.view(target.shape)

@@ -1,1 +1,19 @@
-# The embedded default: train.py's own settings are Crafter's, so there is nothing to override. Copy this file for an experiment of yours.
+# The embedded default: Crafter on a CPU, the values that train.py has anyway. Copy it for your own.
+data = "data/crafter"
+out_dir = "out/crafter"
+n_annotated = 64  # of 500 training episodes
+annotated_fraction = 0.5
+T = 16
+batch_size = 64
+feature_power = 10.0
+n_layer = 3
+n_head = 4
+n_embd = 128
+K = 8
+stride = 1
+predict_weight = 0.5
+pseudo_from = 200
+min_prob = 0.7
+min_prob_silence = 0.95
+learning_rate = 1e-3
+max_iters = 600

@@ -1,16 +1,18 @@
-import sys
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "domains")]
+from data import Caption, Episode, Episodes, Tokenizer, read_stream, write_meta, write_shard
+from encoder import Encoder
+from model import Config, GPTNeoX
+from runtime import checkpoint
+from train import Predictor
 
-from data import Caption, Episode, Tokenizer, write_meta, write_shard  # noqa: E402
-from encoder import Encoder  # noqa: E402
-from model import Config, GPTNeoX  # noqa: E402
+ROOT = Path(__file__).resolve().parent.parent
+TEXTS = ["open door", "walk", "close the door"]
 
 
 @pytest.fixture(autouse=True)
@@ -22,20 +24,24 @@ def seeded():
 @pytest.fixture
 def tiny():
     """A small random GPTNeoX in float64: exact comparisons."""
-    return GPTNeoX(Config(vocab_size=31, hidden_size=32, num_hidden_layers=2, num_attention_heads=2)).double()
+    config = Config(vocab_size=31, hidden_size=32, num_hidden_layers=2, num_attention_heads=2)
+    return GPTNeoX(config).double()
 
 
 @pytest.fixture
 def encoder(tiny):
-    return Encoder(tiny, obs_dim=5, window=8).double()
+    return Encoder(tiny, obs_dim=5, T=8).double()
 
 
-TEXTS = ["open door", "walk", "close the door"]
+@pytest.fixture
+def tokenizer():
+    return Tokenizer.from_captions(TEXTS)
 
 
 def toy_episode(name, rng, steps=40, obs_dim=6):
-    """An episode whose captions can be read off the observations: feature k is 1 where caption k starts."""
-    obs, captions = (rng.random((steps, obs_dim)) * 0.1).astype(np.float32), []
+    """An episode in which feature k is 1 where caption k starts."""
+    obs = (rng.random((steps, obs_dim)) * 0.1).astype(np.float32)
+    captions = []
     for start in range(3, steps - 5, 8):
         k = int(rng.integers(len(TEXTS)))
         obs[start, k] = 1
@@ -46,13 +52,34 @@ def toy_episode(name, rng, steps=40, obs_dim=6):
 @pytest.fixture
 def toy(tmp_path):
     """A folder with a toy data set: 12 episodes for training, 3 for val, 3 for test."""
+    folder = tmp_path / "toy"
     rng = np.random.default_rng(0)
-    for split, count in dict(train=12, val=3, test=3).items():
-        write_shard(tmp_path / "toy", split, 0, [toy_episode(f"{split}-{n}", rng) for n in range(count)])
-    write_meta(tmp_path / "toy", obs_dim=6, dtype="float32", steps_per_second=1, source="toy", licence="", splits=["train", "val", "test"])
-    return tmp_path / "toy"
+    splits = dict(train=12, val=3, test=3)
+    for split, count in splits.items():
+        episodes = [toy_episode(f"{split}-{n}", rng) for n in range(count)]
+        write_shard(folder, split, 0, episodes)
+    about = dict(source="toy", licence="", splits=list(splits))
+    write_meta(folder, obs_dim=6, dtype="float32", steps_per_second=1, **about)
+    return folder
 
 
 @pytest.fixture
-def tokenizer():
-    return Tokenizer.from_captions(TEXTS)
+def a_run(toy, tokenizer, tmp_path):
+    """The checkpoint of a run, of chance weights: the first that write several captions."""
+    config = Config(tokenizer.vocab_size, 32, 2, 2)
+    obs = Episodes(toy, "test").obs(0)[None]
+    captions = []
+    while len(captions) < 4:
+        encoder = Encoder(GPTNeoX(config), obs_dim=6, T=16)
+        with torch.no_grad():
+            encoder.projector.scale.fill_(3)
+            encoder.lm.embed_out.weight[2:258] = 0  # words, hardly single bytes
+            encoder.lm.embed_out.weight *= 8
+        captions = read_stream(encoder.annotate(obs)[0][0], tokenizer)
+    folder = tmp_path / "run" / "step-000001"
+    encoder.save_pretrained(folder / "encoder")
+    Predictor(GPTNeoX(config), 32, K=4).save_pretrained(folder / "predictor")
+    tokenizer.save(folder / "tokenizer.json")
+    (folder / "config.json").write_text(json.dumps(dict(data=str(toy), predict_weight=0.5)))
+    (folder / "checksums.json").write_text(json.dumps(checkpoint.checksums(folder)))
+    return folder

@@ -1,177 +1,200 @@
+"""K-ahead prediction: the mask, the fast path, and the predictor, against their definitions."""
+
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.nn.attention.flex_attention import flex_attention
 
+import train
 from data import END, SILENCE, Batch
 from encoder import Encoder
 from model import Config, GPTNeoX
-from train import Grounding, Predictor, ahead_mask
+from train import Grounding, Predictor, ahead_attention, ahead_mask
 
 V, D = 31, 5
 
 
-def grounding(K, stride=1, **choices):
-    """A random encoder and predictor in float64, the zero-initialised maps made random."""
-    lm = lambda d: GPTNeoX(Config(vocab_size=V, hidden_size=d, num_hidden_layers=2, num_attention_heads=2)).double()
-    model = Grounding(Encoder(lm(32), D, 8).double(), Predictor(lm(16), 32, K, stride=stride, **choices).double())
+def a_language_model(d):
+    return GPTNeoX(Config(vocab_size=V, hidden_size=d, num_hidden_layers=2, num_attention_heads=2))
+
+
+def a_model(K, stride=1, flash=True):
+    """A random encoder and predictor in float64, the zero-initialised map made random."""
+    encoder = Encoder(a_language_model(32), D, 8)
+    predictor = Predictor(a_language_model(16), 32, K, stride, flash)
+    model = Grounding(encoder, predictor).double()
     torch.nn.init.normal_(model.predictor.condition.weight, std=0.3)
-    for p in model.parameters(): p.data.mul_(2)                 # attention that looks at something
+    for p in model.parameters():
+        p.data.mul_(2)  # attention that looks at something
     return model
 
 
 def a_batch(T, B=3):
-    """A stream with silence, holes in what is known, and an episode that ends inside the window; and what was accepted."""
+    """A stream with silence and holes in what is known, one that ends; and what was accepted."""
     tok = torch.randint(2, V, (B, T)).masked_fill(torch.rand(B, T) < 0.4, SILENCE)
-    inside = torch.arange(T) < torch.tensor([T, T - 3, T])[:, None]
+    valid = torch.arange(T) < torch.tensor([T, T - 3, T])[:, None]
     known = torch.rand(B, T) < 0.5
-    batch = Batch(torch.randn(B, T, D).double(), tok, known, inside, prev=torch.randint(V, (B,)), noise=None, keep=None)
-    return tok, ~known & (torch.rand(B, T) < 0.5), batch
+    accepted = ~known & (torch.rand(B, T) < 0.5) & valid
+    obs, prev_token = torch.randn(B, T, D).double(), torch.randint(V, (B,))
+    return Batch(obs, tok, known, valid, prev_token, noise=None), accepted
 
 
-def one_by_one(model, batch, tok, good):
-    """The losses and their counts by T separate runs, each given only its own prefix and its own block: the definition, in loops."""
-    predictor, lm, K, T = model.predictor, model.predictor.lm, model.predictor.K, tok.shape[1]
-    hidden = model.encoder(batch.obs, tok, batch.prev)
-    message = predictor.message(hidden, model.encoder)
-    ground = predict = own = hidden.sum() * 0
-    known, good, targets = batch.known & batch.inside, good & batch.inside, 0
+def one_by_one(model, batch, accepted):
+    """The sums of the losses in loops, each block given its own prefix and itself alone."""
+    predictor, lm, tok = model.predictor, model.predictor.lm, batch.tok
+    input_tok = torch.cat((batch.prev_token[:, None], tok[:, :-1]), 1)
+    hidden = model.encoder(batch.obs, input_tok)
+    known = batch.known & batch.valid
+    logits = model.encoder.lm.embed_out(hidden)
+    each = F.cross_entropy(logits.mT, tok, reduction="none")
+    predict, T = 0, tok.shape[1]
     for b in range(len(tok)):
-        for t in range(T):
-            loss = F.cross_entropy(model.encoder.logits(hidden[b, t]), tok[b, t])
-            ground, own = ground + loss * known[b, t], own + loss * good[b, t]
         for t in range(0, T - 1, predictor.stride):
-            following = [s for s in range(t + 1, T) if predictor.ahead == "steps" or tok[b, s] != SILENCE][:K]
-            if not following: continue
-            prefix = range(t + 1) if predictor.context == "all" else [t]
-            main = torch.stack([lm.embed(tok[b, i - 1] if i else batch.prev[b]) + message[b, i] for i in prefix])
-            block = lm.embed(torch.stack([tok[b, s] for s in [t, *following[:-1]]]))
-            pos = torch.tensor([*prefix, *range(t + 1, t + 1 + len(following))])
-            logits = lm.embed_out(lm.stack(torch.cat((main, block))[None], pos)[0, len(main):])
-            loss = F.cross_entropy(logits, tok[b, following], reduction="none")
-            predict = predict + (loss * (known | good)[b, following]).sum()
-            targets += (known | good)[b, following].sum().item()
-    return torch.stack((ground, predict, own)), [known.sum().item(), targets, good.sum().item()]
+            ahead = range(t + 1, min(t + 1 + predictor.K, T))
+            main = lm.embed(input_tok[b, : t + 1]) + predictor.condition(hidden[b, : t + 1])
+            block = lm.embed(tok[b, t : t + len(ahead)])
+            out = lm.stack(torch.cat((main, block))[None])[0, t + 1 :]
+            loss = F.cross_entropy(lm.embed_out(out), tok[b, ahead], reduction="none")
+            predict = predict + (loss * (known | accepted)[b, ahead]).sum()
+    return torch.stack(((each * known).sum(), predict, (each * accepted).sum()))
 
 
-@pytest.mark.parametrize("attention", ["mask", "fast"])
-@pytest.mark.parametrize("T, K, choices", [
-    (9, 3, {}), (9, 3, dict(context="own")), (9, 3, dict(ahead="spoken")), (9, 3, dict(through="text")), (9, 3, dict(stride=3)),
-    (7, 10, dict(ahead="spoken", through="text", stride=2)), (5, 1, dict(context="own", through="text", stride=2)),
-])
-def test_one_pass_equals_separate_runs(T, K, choices, attention):
-    model = grounding(K, attention=attention, **choices)
-    tok, good, batch = a_batch(T)
+@pytest.mark.parametrize("flash", [False, True])
+@pytest.mark.parametrize("T, K, stride", [(9, 3, 1), (9, 3, 3), (7, 10, 2), (5, 1, 1)])
+def test_one_pass_equals_separate_runs(T, K, stride, flash):
+    model = a_model(K, stride, flash)
+    batch, accepted = a_batch(T)
+    targets = model.targets(batch, accepted)
+    loss, parts = model(batch, batch.tok, targets, torch.tensor([1, 1, 1]))
+    expected = one_by_one(model, batch, accepted)
+    torch.testing.assert_close(parts, expected.detach(), rtol=1e-10, atol=1e-10)
+    weights = torch.tensor([1, train.predict_weight, train.self_weight], dtype=torch.float64)
     parameters = dict(model.named_parameters())
-    ours, (theirs, counts) = model(batch, tok, good), one_by_one(model, batch, tok, good)
-    assert model.counts(batch, tok, good).tolist() == counts
-    torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
-    weights = torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)
-    grads = [torch.autograd.grad(sums @ weights, parameters.values(), materialize_grads=True) for sums in (ours, theirs)]
-    for name, a, b in zip(parameters, *grads, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-10, msg=lambda m, name=name: f"{name}: {m}")
+    ours = torch.autograd.grad(loss, parameters.values())
+    theirs = torch.autograd.grad(expected @ weights, parameters.values())
+    for name, a, b in zip(parameters, ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-10, msg=name)
 
 
-@pytest.mark.parametrize("attention", ["mask", "fast"])
-@pytest.mark.parametrize("choices", [{}, dict(context="own"), dict(ahead="spoken"), dict(stride=3)])
-def test_logits_and_the_gradient_of_hidden_equal_those_of_separate_runs(choices, attention):
-    T, K = 9, 3
-    model = grounding(K, attention=attention, **choices)
-    lm, tok, prev, hidden = model.predictor.lm, a_batch(T)[0], torch.randint(V, (3,)), torch.randn(3, T, 32, dtype=torch.float64)
-    out = lambda hidden, way: model.predictor(tok, prev, model.predictor.condition(hidden))[0] if way else alone(hidden)
-    starts = range(0, T - 1, model.predictor.stride)
-
-    def alone(hidden):                                          # each start with a stream cut off behind it
-        blocks = []
-        for t in starts:
-            first = 0 if "context" not in choices else t
-            _, _, before, _ = model.predictor(tok, prev, model.predictor.condition(hidden))
-            main = lm.embed(torch.cat((prev[:, None], tok[:, :-1]), 1))[:, first:t + 1] + model.predictor.condition(hidden[:, first:t + 1])
-            x = torch.cat((main, lm.embed(before[:, t // model.predictor.stride])), 1)
-            blocks.append(lm.stack(x, torch.arange(first, t + 1 + K))[:, -K:])
-        return torch.stack(blocks, 1)
-
-    ours, theirs = (lm.embed_out(out(h, way)) for h, way in ((hidden.requires_grad_(), True), (hidden, False)))
-    torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
-    grad = torch.randn_like(ours)
-    torch.testing.assert_close(*(torch.autograd.grad(x, hidden, grad) for x in (ours, theirs)), rtol=1e-10, atol=1e-10)
-
-
-def changed(before, after, attention):
-    """Which blocks' tokens differ, (S, K) bool: in any bit by the mask, by more than 1e-12 on the fast path."""
-    return ((before - after).abs().amax((0, 3)) > (0 if attention == "mask" else 1e-12))
-
-
-@pytest.mark.parametrize("attention", ["mask", "fast"])
-@pytest.mark.parametrize("choices", [{}, dict(context="own"), dict(stride=3), dict(ahead="spoken")])
-def test_a_block_sees_what_it_may_and_nothing_else(choices, attention):
-    """Changes one hidden state, one observation, one token at a time: exactly the blocks that may see it change."""
+@pytest.mark.parametrize("flash", [False, True])
+@pytest.mark.parametrize("stride", [1, 3])
+def test_a_block_sees_its_past_and_itself_and_nothing_else(stride, flash):
+    """Changes one observation, one token at a time: exactly the blocks that may see it change."""
     T, K = 11, 3
-    model = grounding(K, attention=attention, **choices)
-    obs, tok, prev = torch.randn(1, T, D).double(), torch.randint(2, V - 1, (1, T)), torch.randint(V, (1,))
-    hidden = model.encoder(obs, tok, prev)
-    run = lambda hidden, tok: model.predictor(tok, prev, model.predictor.condition(hidden))[0].detach()
-    base, all_before = run(hidden, tok), "context" not in choices
-    t, j = torch.arange(0, T - 1, model.predictor.stride)[:, None], torch.arange(1, K + 1)
+    model = a_model(K, stride, flash)
+    obs, tok = torch.randn(1, T, D).double(), torch.randint(2, V - 1, (1, T))
+    t, j = torch.arange(0, T - 1, stride)[:, None], torch.arange(1, K + 1)
+
+    def blocks(obs, tok, hidden_tok):
+        input_tok = F.pad(tok[:, :-1], (1, 0), value=END)
+        hidden = model.encoder(obs, F.pad(hidden_tok[:, :-1], (1, 0), value=END))
+        return model.predictor(input_tok, hidden, model.predictor.blocks(tok, END)[..., :-1])
+
+    base = blocks(obs, tok, tok)
     for s in range(T):
-        other = hidden.clone()
-        other[:, s] += 1
-        sees_hidden = (t >= s if all_before else t == s).expand(-1, K)
-        assert changed(base, run(other, tok), attention).equal(sees_hidden), f"hidden {s}"
         other = obs.clone()
         other[:, s] += 1
-        assert changed(base, run(model.encoder(other, tok, prev), tok), attention).equal((t >= s).expand(-1, K)), f"observation {s}"
+        changed = (blocks(other, tok, tok) - base).abs().amax((0, 3)) > 1e-12
+        assert changed.equal((t >= s).expand(-1, K)), f"observation {s}"
         other = tok.clone()
         other[:, s] += 1
-        own = (t <= s) & (s < t + j)                            # block (t, j) reads tok_t .. tok_{t+j-1}, the main stream tok_{i-1}
-        sees_token = own | (t > s if all_before else t == s + 1)
-        assert changed(base, run(hidden, other), attention).equal(sees_token), f"token {s}"
+        changed = (blocks(obs, other, tok) - base).abs().amax((0, 3)) > 1e-12
+        # block (t, j) reads tok_t .. tok_{t+j-1}, the main stream tok_{i-1}
+        assert changed.equal((t <= s) & (s < t + j) | (t > s)), f"token {s}"
 
 
 def test_the_mask_of_three_steps_and_two_ahead():
-    rows = """
-        100 0000
-        110 0000
-        111 0000
-        100 1000
-        100 1100
-        110 0010
-        110 0011"""
-    expected = torch.tensor([[int(c) for c in row.replace(" ", "")] for row in rows.split("\n")[1:]], dtype=torch.bool)
-    assert ahead_mask(3, torch.tensor([0, 1]), 2).equal(expected)
-    assert ahead_mask(3, torch.tensor([0, 1]), 2, 0)[:, :3].int().argmax(1).tolist() == [0, 1, 2, 0, 0, 1, 1]
-    assert (ahead_mask(3, torch.tensor([0, 1]), 2, 0)[:, :3].sum(1) == 1).all()
+    rows = ["1000000", "1100000", "1110000", "1001000", "1001100", "1100010", "1100011"]
+    expected = torch.tensor([[int(c) for c in row] for row in rows], dtype=torch.bool)
+    assert ahead_mask(3, 2, 2, 1, "cpu").equal(expected)
 
 
-def test_the_likeliest_forecast_is_what_one_pass_finds_likeliest():
-    """Decoded one after another at any start, the K tokens are the argmax of the parallel pass over a stream that holds them."""
-    model = grounding(3)
-    tok, prev, message = torch.randint(2, V, (2, 9)), torch.tensor([END, 4]), torch.randn(2, 9, 16).double()
-    found, prob = model.predictor.forecast(tok, prev, message, torch.tensor([4]))
-    tok[:, 5:8] = found[:, 0]
-    logits = model.predictor.lm.embed_out(model.predictor(tok, prev, message)[0][:, 4])
-    assert logits.argmax(-1).equal(found[:, 0])
-    torch.testing.assert_close(prob[:, 0], logits.float().softmax(-1).amax(-1))
+def attention_inputs(T, K, stride, dtype=torch.float64, device="cpu", hs=16):
+    rows = T + len(range(0, T - 1, stride)) * K
+    q, k, v, grad = torch.randn(4, 2, 3, rows, hs, dtype=dtype, device=device)
+    return [x.detach().requires_grad_() for x in (q, k, v)], grad
 
 
-def test_automatic_takes_the_mask_for_few_rows_and_the_fast_path_for_many(monkeypatch):
-    import train
-    used = []
-    fast = train.ahead_attention
-    monkeypatch.setattr(train, "ahead_attention", lambda *x: (used.append(len(x)), fast(*x))[1])
-    model = grounding(8)
-    for T, expected in ((8, 0), (40, 2)):                       # a call for each of two layers
-        used.clear()
-        model.predictor(torch.randint(V, (1, T)), torch.tensor([END]), torch.zeros(1, T, 16).double())
-        assert len(used) == expected
+def by_mask(q, k, v, T, K, stride):
+    S = len(range(0, T - 1, stride))
+    return F.scaled_dot_product_attention(q, k, v, ahead_mask(T, S, K, stride, q.device))
 
 
-@pytest.mark.parametrize("through", ["hidden", "text"])
-@pytest.mark.parametrize("cut", [True, False])
-def test_the_cut_stops_the_gradient_from_predictor_to_encoder(through, cut):
-    model = grounding(3, through=through)
-    model.cut = cut
-    tok, good, batch = a_batch(9)
-    model(batch, tok, good)[1].backward()                        # loss_predict alone
-    reached = [name for name, p in model.encoder.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0]
-    assert (reached == []) == cut
+SHAPES = [(9, 1, 1), (23, 5, 1), (23, 3, 4), (2, 4, 1)]
+
+
+@pytest.mark.parametrize("T, K, stride", SHAPES)
+def test_the_fast_path_is_the_mask(T, K, stride):
+    qkv, grad = attention_inputs(T, K, stride)
+    ours = ahead_attention(*qkv, T, K, stride, rows=12)  # several chunks, the last a short one
+    theirs = by_mask(*qkv, T, K, stride)
+    torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+    ours, theirs = (torch.autograd.grad(out, qkv, grad) for out in (ours, theirs))
+    torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype, close", [(torch.float32, 1e-6), (torch.bfloat16, 1e-2)])
+def test_low_precision_is_as_close_as_its_numbers_allow(dtype, close):
+    qkv, grad = attention_inputs(23, 5, 1, dtype)
+    exact = [x.detach().double().requires_grad_() for x in qkv]
+    ours, theirs = ahead_attention(*qkv, 23, 5, 1, rows=12), by_mask(*exact, 23, 5, 1)
+    gradients = (
+        torch.autograd.grad(ours, qkv, grad),
+        torch.autograd.grad(theirs, exact, grad.double()),
+    )
+    for a, b in zip((ours, *gradients[0]), (theirs, *gradients[1]), strict=True):
+        assert a.dtype == dtype and (a - b).norm() < close * b.norm()
+
+
+@pytest.mark.parametrize("T, K, stride", SHAPES)
+def test_the_rule_for_flex_attention_is_the_mask(T, K, stride):
+    qkv = [x.detach() for x in attention_inputs(T, K, stride, torch.float32)[0]]
+    mask = train.flex_mask.__wrapped__(T, K, stride, qkv[0].shape[2], "cpu")
+    ours = flex_attention(*qkv, block_mask=mask)
+    torch.testing.assert_close(ours, by_mask(*qkv, T, K, stride))
+
+
+def test_memory_of_the_fast_path_is_linear():
+    """No tensor that it makes grows faster than T or K."""
+
+    class Largest(torch.utils._python_dispatch.TorchDispatchMode):
+        numel = 0
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            out = function(*args, **(kwargs or {}))
+            for x in out if isinstance(out, (tuple, list)) else [out]:
+                self.numel = max(self.numel, x.numel() if isinstance(x, torch.Tensor) else 0)
+            return out
+
+    def largest(T, K):
+        qkv, grad = attention_inputs(T, K, 1, torch.float32)
+        with Largest() as seen:
+            torch.autograd.grad(ahead_attention(*qkv, T, K, 1, rows=64), qkv, grad)
+        return seen.numel
+
+    assert largest(256, 8) < 2.1 * largest(128, 8)
+    assert largest(128, 16) < 2.1 * largest(128, 8)
+
+
+@pytest.mark.parametrize("detach", [True, False])
+def test_detach_stops_the_gradient_from_predictor_to_encoder(detach, monkeypatch):
+    monkeypatch.setattr(train, "detach", detach)
+    model = a_model(3)
+    batch, accepted = a_batch(9)
+    nothing = torch.zeros_like(batch.known)
+    targets = nothing, model.targets(batch, accepted)[1], nothing  # loss_predict alone
+    model(batch, batch.tok, targets, torch.tensor([1, 1, 1]))[0].backward()
+    reached = any(p.grad is not None and p.grad.abs().sum() > 0 for p in model.encoder.parameters())
+    assert reached != detach
     assert all(p.grad is not None for p in model.predictor.lm.parameters())
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.parametrize("T, K, stride", [(67, 8, 1), (67, 5, 4), (2, 4, 1)])
+@pytest.mark.parametrize("hs", [32, 64, 80, 128, 256])
+def test_on_cuda_the_fast_path_is_the_mask(T, K, stride, hs):
+    qkv, grad = attention_inputs(T, K, stride, torch.float32, "cuda", hs)
+    ours, theirs = ahead_attention(*qkv, T, K, stride), by_mask(*qkv, T, K, stride)
+    gradients = [torch.autograd.grad(out, qkv, grad) for out in (ours, theirs)]
+    for a, b in zip((ours, *gradients[0]), (theirs, *gradients[1]), strict=True):
+        assert (a - b).norm() < 1e-2 * b.norm()

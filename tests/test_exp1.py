@@ -5,24 +5,36 @@ import pytest
 from conftest import ROOT
 
 pytest.importorskip("av", reason="pip install -r requirements-vpt.txt")
-import vpt  # noqa: E402
 import vpt_made  # noqa: E402
 
 from data import Tokenizer  # noqa: E402
+from domains.vpt.episodes import split_of  # noqa: E402
 from model import Config, GPTNeoX  # noqa: E402
 
-SMALL = ["--T=8", "--K=2", "--batch_size=4", "--max_iters=20", "--eval_interval=20", "--warmup=2", "--lr=1e-3", "--write_from=10"]
+SMALL = [
+    "--T=8",
+    "--K=2",
+    "--batch_size=4",
+    "--max_iters=20",
+    "--eval_interval=20",
+    "--warmup_iters=2",
+    "--learning_rate=1e-3",
+    "--pseudo_from=10",
+]
 
 
 def script(*arguments):
-    done = subprocess.run([sys.executable, *map(str, arguments)], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, *map(str, arguments)], cwd=ROOT, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
 def stem_of(split):
     """A recording's name that the hash sends to this split."""
-    return next(stem for n in range(1000) if vpt.split_of(stem := f"player{n}-0123456789ab-20260101-120000") == split)
+    stems = (f"player{n}-0123456789ab-20260101-120000" for n in range(1000))
+    return next(stem for stem in stems if split_of(stem) == split)
 
 
 @pytest.fixture
@@ -34,14 +46,39 @@ def recordings(tmp_path):
 
 
 def test_experiment_1_runs_end_to_end_in_miniature(recordings, tmp_path):
-    weights, data, pythia, out = (tmp_path / name for name in ("vpt.weights", "data", "pythia", "out"))
+    weights, data, pythia, out = (
+        tmp_path / name for name in ("vpt.weights", "data", "pythia", "out")
+    )
     vpt_made.save_weights(weights)
-    script("domains/vpt.py", "embed", f"--weights={weights}", f"--recordings={recordings}", f"--out={data}", "--workers=1", "--lag=0.2")
+    script(
+        "-m",
+        "domains.vpt.embed",
+        f"--weights={weights}",
+        f"--recordings={recordings}",
+        f"--out={data}",
+        "--workers=1",
+        "--lag=0.2",
+    )
     tokenizer = Tokenizer.from_captions(["mine an oak log", "mine two oak logs"])
     GPTNeoX(Config(tokenizer.vocab_size + 10, 32, 2, 2)).save_pretrained(pythia)
     tokenizer.save(pythia / "tokenizer.json")
-    said = script("train.py", "config/exp1.py", f"--data={data}", f"--init_from={pythia}", f"--out_dir={out}", *SMALL)
-    assert "1 of 1 training episodes annotated" in said and "perfect writer" in said
-    shown = script("sample.py", f"--out_dir={out}", f"--weights={weights}", f"--recordings={recordings}", f"--recording={stem_of('test')}")
+    said = script(
+        "train.py",
+        "config/exp1.py",
+        f"--data={data}",
+        f"--init_from={pythia}",
+        f"--out_dir={out}",
+        *SMALL,
+    )
+    assert "1 of 1 training episodes annotated" in said
+    assert "perfect writer" in script("-m", "bench.report", out)
+    shown = script(
+        "-m",
+        "domains.vpt.sample",
+        f"--out_dir={out}",
+        f"--weights={weights}",
+        f"--recordings={recordings}",
+        f"--recording={stem_of('test')}",
+    )
     assert "15 steps of 4 frames" in shown and "sure  written" in shown
     assert "oak log" in script("sample.py", f"--out_dir={out}")

@@ -1,4 +1,5 @@
 import json
+import os
 import subprocess
 import sys
 
@@ -8,12 +9,18 @@ import torch
 from conftest import ROOT, toy_episode
 from safetensors.torch import save_file
 
-import pack
-from data import Caption, Episodes, Tokenizer
+from data import Caption, Episode, Episodes, Tokenizer, write_meta, write_shard
+from scripts import check, pack, show
 
 
-def data_py(*arguments, cwd):
-    return subprocess.run([sys.executable, str(ROOT / "data.py"), *arguments], cwd=cwd, capture_output=True, text=True)
+def program(name, *arguments, cwd):
+    return subprocess.run(
+        [sys.executable, "-m", f"scripts.{name}", *arguments],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
 
 
 @pytest.fixture
@@ -21,18 +28,28 @@ def folder(tmp_path):
     """What a user has: ten .npy files of 30 steps, and captions for six of them."""
     rng = np.random.default_rng(0)
     (tmp_path / "raw").mkdir()
-    for n in range(10): np.save(tmp_path / f"raw/ep{n}.npy", rng.random((30, 4), dtype=np.float32))
+    for n in range(10):
+        np.save(tmp_path / f"raw/ep{n}.npy", rng.random((30, 4), dtype=np.float32))
     lines = [f'ep{n},{n},{n + 2},"say {n}, twice"\n' for n in range(6)]
     (tmp_path / "captions.csv").write_text("episode,start,end,text\n" + "".join(lines))
     return tmp_path
 
 
 @pytest.fixture
-def packed(folder, monkeypatch, capsys):
-    """Packs with the settings given and returns all episodes: {id: (split, obs, captions, annotated)}."""
+def packed(folder, monkeypatch):
+    """Packs with the settings given. Returns {id: (split, obs, captions, annotated)}."""
+
     def call(**settings):
-        about = dict(obs=str(folder / "raw/*"), captions=str(folder / "captions.csv"), out=str(folder / "mine")) | settings
-        for name, value in about.items(): monkeypatch.setattr(pack, name, value)
+        about = (
+            dict(
+                obs=str(folder / "raw/*"),
+                captions=str(folder / "captions.csv"),
+                out=str(folder / "mine"),
+            )
+            | settings
+        )
+        for name, value in about.items():
+            monkeypatch.setattr(pack, name, value)
         pack.main()
         meta = json.loads((folder / "mine/meta.json").read_text())
         found = {}
@@ -40,16 +57,23 @@ def packed(folder, monkeypatch, capsys):
             episodes = Episodes(folder / "mine", split)
             for i, record in enumerate(episodes.records):
                 assert record["id"] not in found
-                found[record["id"]] = split, episodes.obs(i), episodes.captions(i), record["annotated"]
+                found[record["id"]] = (
+                    split,
+                    episodes.obs(i),
+                    episodes.captions(i),
+                    record["annotated"],
+                )
         return found
+
     return call
 
 
-def refused(packed, capsys, **settings):
-    with pytest.raises(SystemExit) as stopped: packed(**settings)
-    said = capsys.readouterr().err
-    assert stopped.value.code == 2 and said.count("\n") == 1, said
-    return said
+def refused(packed, **settings):
+    with pytest.raises((ValueError, OSError)) as error:
+        packed(**settings)
+    message = str(error.value)
+    assert "\n" not in message
+    return message
 
 
 def test_every_episode_is_packed_with_its_observations_and_captions(folder, packed):
@@ -60,7 +84,9 @@ def test_every_episode_is_packed_with_its_observations_and_captions(folder, pack
         assert np.array_equal(obs.numpy(), np.load(folder / f"raw/ep{n}.npy"))
         assert captions == ([Caption(n, n + 2, f"say {n}, twice")] if n < 6 else [])
         assert annotated == ("all" if n < 6 else []) and (n < 6 or split == "train")
-    assert [sum(found[f"ep{n}"][0] == split for n in range(6)) for split in ("train", "val", "test")] == [4, 1, 1]
+    assert [
+        sum(found[f"ep{n}"][0] == split for n in range(6)) for split in ("train", "val", "test")
+    ] == [4, 1, 1]
 
 
 def test_only_where_captions_are_counts_as_annotated_if_asked(folder, packed):
@@ -74,18 +100,30 @@ def test_only_where_captions_are_counts_as_annotated_if_asked(folder, packed):
 
 @pytest.mark.parametrize("kind", ["npz", "safetensors"])
 def test_other_files_and_their_types(folder, packed, kind):
-    for path in (folder / "raw").glob("*"): path.unlink()
-    arrays = {f"part{n}": torch.randint(0, 9, (12, 3)).to([torch.float16, torch.bfloat16][kind == "safetensors"]) for n in range(4)}
-    if kind == "npz": np.savez_compressed(folder / "raw/many.npz", **{k: x.numpy() for k, x in arrays.items()})
-    else: save_file(arrays, folder / "raw/many.safetensors")
+    for path in (folder / "raw").glob("*"):
+        path.unlink()
+    arrays = {
+        f"part{n}": torch.randint(0, 9, (12, 3)).to(
+            [torch.float16, torch.bfloat16][kind == "safetensors"]
+        )
+        for n in range(4)
+    }
+    if kind == "npz":
+        np.savez_compressed(folder / "raw/many.npz", **{k: x.numpy() for k, x in arrays.items()})
+    else:
+        save_file(arrays, folder / "raw/many.safetensors")
     found = packed(captions="")
     assert sorted(found) == [f"many/part{n}" for n in range(4)]
     assert all(torch.equal(found[f"many/{k}"][1], x.float()) for k, x in arrays.items())
-    assert json.loads((folder / "mine/meta.json").read_text())["dtype"] == ("float16" if kind == "npz" else "bfloat16")
+    assert json.loads((folder / "mine/meta.json").read_text())["dtype"] == (
+        "float16" if kind == "npz" else "bfloat16"
+    )
 
 
 def test_times_in_seconds(folder, packed):
-    (folder / "captions.csv").write_text("episode,start,end,text\nep0,0.5,1.3,a\nep1,2,,b\nep2,2.9,99,c\n")
+    (folder / "captions.csv").write_text(
+        "episode,start,end,text\nep0,0.5,1.3,a\nep1,2,,b\nep2,2.9,99,c\n"
+    )
     found = packed(fps=10.0)
     assert [found[f"ep{n}"][2][0][:2] for n in range(3)] == [(5, 13), (20, 21), (29, 30)]
     assert json.loads((folder / "mine/meta.json").read_text())["steps_per_second"] == 10
@@ -104,47 +142,113 @@ def test_corrected_captions_join_the_first_ones_for_training(folder, packed):
     held = [name for name, (split, *_) in before.items() if split != "train"]
     line = dict(start=7, end=9, text="walk", unit="steps", kind="hit", sure=0.9, expected="")
     written = ["ep7", "ep8", held[0]]
-    (folder / "said.jsonl").write_text("".join(json.dumps(dict(episode=name) | line) + "\n" for name in written) + '{"episode": "ep9"}\n')
+    (folder / "said.jsonl").write_text(
+        "".join(json.dumps(dict(episode=name) | line) + "\n" for name in written)
+        + '{"episode": "ep9"}\n'
+    )
     found = packed(captions=f"{folder / 'captions.csv'},{folder / 'said.jsonl'}")
     assert [found[name][2] for name in [*written, "ep9"]] == [[Caption(7, 9, "walk")]] * 3 + [[]]
-    assert [found[name][0] for name in [*written, "ep9"]] == ["train"] * 4 and found["ep9"][3] == "all"     # checked: nothing happens
+    assert [found[name][0] for name in [*written, "ep9"]] == ["train"] * 4 and found["ep9"][
+        3
+    ] == "all"  # checked: nothing happens
     assert found[held[1]][0] == before[held[1]][0] and found[held[1]][2] == before[held[1]][2]
-    assert sum(split == "train" and annotated == "all" for split, _, _, annotated in found.values()) == 7
+    assert (
+        sum(split == "train" and annotated == "all" for split, _, _, annotated in found.values())
+        == 7
+    )
 
 
 def test_a_csv_line_with_the_episode_alone_says_that_nothing_happens_in_it(folder, packed):
-    with open(folder / "captions.csv", "a") as f: f.write("ep8,,,\n")
+    with open(folder / "captions.csv", "a") as f:
+        f.write("ep8,,,\n")
     assert packed()["ep8"][2:] == ([], "all") and packed()["ep9"][3] == []
 
 
-def test_a_file_that_cannot_be_packed_leaves_the_data_set_as_it_was(folder, packed, capsys):
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_a_file_that_cannot_be_packed_leaves_the_data_set_as_it_was(folder, packed, monkeypatch):
+    monkeypatch.setattr(pack, "SHARD", 30 * 4 * 4)  # one episode a shard
     packed()
-    x = np.full((30, 4), np.nan, np.float32)
-    np.save(folder / "raw/ep3.npy", x)
-    refused(packed, capsys)
-    assert len(Episodes(folder / "mine", "train")) == 8
+    before = contents(folder / "mine")
+    np.save(folder / "raw/ep0.npy", np.ones((30, 4), np.float32))  # its shard comes first
+    np.save(folder / "raw/ep3.npy", np.full((30, 4), np.nan, np.float32))
+    assert "ep3.npy, step 0: not a finite number" in refused(packed)
+    assert contents(folder / "mine") == before
+
+
+def test_captions_that_cannot_be_packed_leave_the_data_set_as_it_was(folder, packed):
+    packed()
+    before = contents(folder / "mine")
+    with open(folder / "captions.csv", "a") as file:
+        file.write("ep1,3,4," + "wood " * 300 + "\n")
+    assert "line 8: caption 0: not one line of at most 1,000" in refused(packed)
+    assert contents(folder / "mine") == before
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[:-50])
+
+
+def flip(path):
+    data = bytearray(path.read_bytes())
+    data[-60] ^= 1
+    path.write_bytes(data)
+
+
+def remove(path):
+    path.unlink()
+
+
+@pytest.mark.parametrize("damage", [truncate, flip, remove])
+@pytest.mark.parametrize("suffix", [".safetensors", ".jsonl"])
+def test_a_damaged_shard_is_packed_again(folder, packed, monkeypatch, damage, suffix):
+    monkeypatch.setattr(pack, "SHARD", 30 * 4 * 4 * 2)  # two episodes a shard
+    packed()
+    before = contents(folder / "mine")
+    damage(folder / f"mine/train-00001{suffix}")
+    assert check.check(folder / "mine") == 1
+    write, written = pack.write_shard, []
+    monkeypatch.setattr(pack, "write_shard", lambda *a: written.append(a[1:3]) or write(*a))
+    packed()
+    assert written == [("train", 1)] and check.check(folder / "mine") == 0
+    after = contents(folder / "mine")
+    assert json.loads(after.pop("packed.json")) == json.loads(before.pop("packed.json"))
+    assert after == before
 
 
 def test_a_stopped_call_goes_on_and_gives_the_same(folder, packed, monkeypatch):
-    monkeypatch.setattr(pack, "SHARD", 30 * 4 * 4 * 2)         # two episodes a shard
+    monkeypatch.setattr(pack, "SHARD", 30 * 4 * 4 * 2)  # two episodes a shard
     packed()
     whole = {p.name: p.read_bytes() for p in (folder / "mine").glob("*")}
-    for path in (folder / "mine").glob("*"): path.unlink()
+    for path in (folder / "mine").glob("*"):
+        path.unlink()
     write, written = pack.write_shard, []
+
     def interrupted(*arguments):
-        if len(written) >= 3: raise KeyboardInterrupt
+        if len(written) >= 3:
+            raise KeyboardInterrupt
         written.append(arguments[1:3])
         write(*arguments)
+
     monkeypatch.setattr(pack, "write_shard", interrupted)
-    with pytest.raises(KeyboardInterrupt): packed()
-    assert not (folder / "mine/meta.json").exists()            # not yet a data set
+    with pytest.raises(KeyboardInterrupt):
+        packed()
+    assert not (folder / "mine/meta.json").exists()  # not yet a data set
     monkeypatch.setattr(pack, "write_shard", lambda *a: written.append(a[1:3]) or write(*a))
     packed()
-    assert len(written) == len(set(written)) and {p.name: p.read_bytes() for p in (folder / "mine").glob("*")} == whole
-    (folder / "captions.csv").write_text((folder / "captions.csv").read_text().replace("say", "shout"))
+    assert (
+        len(written) == len(set(written))
+        and {p.name: p.read_bytes() for p in (folder / "mine").glob("*")} == whole
+    )
+    (folder / "captions.csv").write_text(
+        (folder / "captions.csv").read_text().replace("say", "shout")
+    )
     monkeypatch.setattr(pack, "write_shard", interrupted)
-    with pytest.raises(KeyboardInterrupt): packed()
-    assert not (folder / "mine/meta.json").exists()            # neither the old data set nor yet the new one
+    with pytest.raises(KeyboardInterrupt):
+        packed()
+    assert not (folder / "mine/meta.json").exists()  # neither the old data set nor yet the new one
 
 
 def test_changed_captions_repack_only_their_shard(folder, packed, monkeypatch):
@@ -160,30 +264,43 @@ def test_changed_captions_repack_only_their_shard(folder, packed, monkeypatch):
 def test_fewer_files_leave_no_old_shards(folder, packed, monkeypatch):
     monkeypatch.setattr(pack, "SHARD", 30 * 4 * 4)
     packed()
-    for n in range(6, 10): (folder / f"raw/ep{n}.npy").unlink()
+    for n in range(6, 10):
+        (folder / f"raw/ep{n}.npy").unlink()
     assert sorted(packed()) == [f"ep{n}" for n in range(6)]
 
 
-@pytest.mark.parametrize("line, message", [
-    ("epp3,1,2,walk", "line 8: no episode 'epp3'; did you mean 'ep3'?"),
-    ("ep1,30,31,walk", "line 8: start 30, end 31; episode ep1 has steps 0 .. 29"),
-    ("ep1,5,4,walk", "start 5, end 4"), ("ep1,x,4,walk", "not numbers"), ("ep1,3,4, ", "line 8: no text"), ("ep1,nan,4,walk", "start nan"),
-    ("ep1,-1,4,walk", "start -1"), ("ep1,4.8,,walk", "line 8: start 4.8: a step is a whole number"),
-    ("ep1,3,,hello, world", "line 8: more fields than columns"),
-])
-def test_a_wrong_caption_is_one_line_that_names_it(folder, packed, capsys, line, message):
-    with open(folder / "captions.csv", "a") as f: f.write(line + "\n")
-    assert message in refused(packed, capsys)
+@pytest.mark.parametrize(
+    "line, message",
+    [
+        ("epp3,1,2,walk", "line 8: no episode 'epp3'; did you mean 'ep3'?"),
+        ("ep1,30,31,walk", "line 8: start 30, end 31; episode ep1 has steps 0 .. 29"),
+        ("ep1,5,4,walk", "start 5, end 4"),
+        ("ep1,x,4,walk", "not numbers"),
+        ("ep1,3,4, ", "line 8: no text"),
+        ("ep1,nan,4,walk", "start nan"),
+        ("ep1,-1,4,walk", "start -1"),
+        ("ep1,4.8,,walk", "line 8: start 4.8: a step is a whole number"),
+        ("ep1,3,,hello, world", "line 8: more fields than columns"),
+    ],
+)
+def test_a_wrong_caption_is_one_line_that_names_it(folder, packed, line, message):
+    with open(folder / "captions.csv", "a") as f:
+        f.write(line + "\n")
+    assert message in refused(packed)
 
 
-@pytest.mark.parametrize("content, settings, message", [
-    (b"episode,start,text\n", {}, "no captions in it"), (b"episode;start;text\nep1;1;a\n", {}, "no commas between: episode, start, text"),
-    ("episode,start,text\nep1,1,café\n".encode("latin-1"), {}, "not UTF-8"),
-    (b"episode,start,text\nep1,1,a\n", dict(annotated="captions"), "no line has an end"),
-])
-def test_a_wrong_captions_file_is_one_line(folder, packed, capsys, content, settings, message):
+@pytest.mark.parametrize(
+    "content, settings, message",
+    [
+        (b"episode,start,text\n", {}, "no captions in it"),
+        (b"episode;start;text\nep1;1;a\n", {}, "no commas between: episode, start, text"),
+        ("episode,start,text\nep1,1,café\n".encode("latin-1"), {}, "not UTF-8"),
+        (b"episode,start,text\nep1,1,a\n", dict(annotated="captions"), "no line has an end"),
+    ],
+)
+def test_a_wrong_captions_file_is_one_line(folder, packed, content, settings, message):
     (folder / "captions.csv").write_bytes(content)
-    assert message in refused(packed, capsys, **settings)
+    assert message in refused(packed, **settings)
 
 
 def test_numbers_of_the_other_byte_order_are_the_same_numbers(folder, packed):
@@ -192,38 +309,46 @@ def test_numbers_of_the_other_byte_order_are_the_same_numbers(folder, packed):
     assert np.array_equal(packed()["ep3"][1].numpy(), x)
 
 
-def test_wrong_observations_are_one_line_that_names_them(folder, packed, capsys):
-    assert "no such files" in refused(packed, capsys, obs="nowhere/*.npy")
+def test_wrong_observations_are_one_line_that_names_them(folder, packed):
+    assert "no such files" in refused(packed, obs="nowhere/*.npy")
     x = np.zeros((30, 4), np.float32)
     x[12, 2] = np.nan
     np.save(folder / "raw/ep3.npy", x)
-    assert "ep3.npy, step 12: not a finite number" in refused(packed, capsys)
+    assert "ep3.npy, step 12: not a finite number" in refused(packed)
     np.save(folder / "raw/ep3.npy", np.zeros((30, 5), np.float32))
-    assert "observations differ in dims: 4 in" in refused(packed, capsys)
+    assert "observations differ in dims: 4 in" in refused(packed)
     np.save(folder / "raw/ep3.npy", np.zeros((30, 2, 2), np.float32))
-    assert "ep3.npy: shape (30, 2, 2); observations are (steps, dims)" in refused(packed, capsys)
+    assert "ep3.npy: shape (30, 2, 2); observations are (steps, dims)" in refused(packed)
     for wrong in (np.zeros((30, 4), np.complex64), np.full((30, 4), "a")):
         np.save(folder / "raw/ep3.npy", wrong)
-        assert "observations are real numbers" in refused(packed, capsys)
+        assert "observations are real numbers" in refused(packed)
     (folder / "a-file").touch()
-    assert "a-file" in refused(packed, capsys, obs=str(folder / "raw/ep1.npy"), captions="", out=str(folder / "a-file"))
+    assert "a-file" in refused(
+        packed, obs=str(folder / "raw/ep1.npy"), captions="", out=str(folder / "a-file")
+    )
     (folder / "raw/ep3.npy").write_bytes(b"no array")
-    assert "ep3.npy: not observations" in refused(packed, capsys)
+    assert "ep3.npy: not observations" in refused(packed)
 
 
-def test_a_data_set_made_by_others_is_not_touched(toy, folder, packed, capsys):
-    assert "was not packed here" in refused(packed, capsys, out=str(toy))
+def test_a_data_set_made_by_others_is_not_touched(toy, folder, packed):
+    assert "was not packed here" in refused(packed, out=str(toy))
     assert len(Episodes(toy, "train")) == 12
 
 
 def test_pack_and_show_at_the_prompt(folder):
-    said = data_py("pack", "--obs=raw/*.npy", "--captions=captions.csv", "--out=mine", cwd=folder)
-    assert said.returncode == 0 and "10 episodes, 300 steps of 4 float32, 6 episodes annotated with 6 captions" in said.stdout, said.stderr
-    assert "--annotated='all'" in data_py("pack", "--help", cwd=folder).stdout
-    assert "did you mean 'captions'" in data_py("pack", "--caption=x", cwd=folder).stderr
-    shown = data_py("show", "mine", cwd=folder)
-    assert shown.returncode == 0 and "train: 8 episodes of 30 to 30 steps" in shown.stdout, shown.stderr
-    assert "no such folder" in data_py("show", "min", cwd=folder).stderr
+    said = program("pack", "--obs=raw/*.npy", "--captions=captions.csv", "--out=mine", cwd=folder)
+    assert (
+        said.returncode == 0
+        and "10 episodes, 300 steps of 4 float32, 6 episodes annotated with 6 captions"
+        in said.stdout
+    ), said.stderr
+    assert "--annotated='all'" in program("pack", "--help", cwd=folder).stdout
+    assert "did you mean 'captions'" in program("pack", "--caption=x", cwd=folder).stderr
+    shown = program("show", "mine", cwd=folder)
+    assert shown.returncode == 0 and "train: 8 episodes of 30 to 30 steps" in shown.stdout, (
+        shown.stderr
+    )
+    assert "no such folder" in program("show", "min", cwd=folder).stderr
 
 
 def test_show_warns_of_what_will_hurt(folder, packed, capsys):
@@ -233,47 +358,74 @@ def test_show_warns_of_what_will_hurt(folder, packed, capsys):
         x[:, 1], x[:, 2] = 7, x[:, 2] * 1e-4
         x[:, 3] = (n == 2) * (np.arange(1300) == 0) * 1e3
         np.save(folder / f"raw/ep{n}.npy", x)
-    np.save(folder / "raw/ep3.npy", x)                         # as ep9
-    dense = [f"ep{n},{t},,walk over to the door number {n}\n" for n in range(6) for t in range(0, 1250, 3)]
+    np.save(folder / "raw/ep3.npy", x)  # as ep9
+    dense = [
+        f"ep{n},{t},,walk over to the door number {n}\n"
+        for n in range(6)
+        for t in range(0, 1250, 3)
+    ]
     (folder / "captions.csv").write_text("episode,start,end,text\n" + "".join(dense))
     packed()
-    import show
-    show.main([str(folder / "mine")])
+    show.show(str(folder / "mine"))
     said = capsys.readouterr().out
-    for warning in ("1 of the dims (1) never change", "1 of the dims (2) deviate by less than 0.01", "1 of the dims (3) have values beyond",
-                    "captions wait more than 3 steps", "less than a fifth of the annotated steps is silence",
-                    "texts that no training episode has", "identical episodes: "):
+    for warning in (
+        "1 of the dims (1) never change",
+        "1 of the dims (2) deviate by less than 0.01",
+        "1 of the dims (3) have values beyond",
+        "captions wait more than 3 steps",
+        "less than a fifth of the annotated steps is silence",
+        "texts that no training episode has",
+        "identical episodes: ",
+    ):
         assert f"{warning}" in said, warning
 
 
-def test_show_warns_where_brevity_hides_the_observations(tmp_path, capsys):
-    import show
-    from data import Episode, write_meta, write_shard
-    rng = np.random.default_rng(0)
-    for name, smooth in dict(slow=20, brisk=1).items():
-        wave = lambda smooth=smooth: np.convolve(rng.normal(size=80), np.ones(smooth) / smooth, "valid")[:60]
-        for split in ("train", "val", "test"):
-            made = [Episode(f"{split}{n}", np.stack([wave() for _ in range(20)], 1).astype(np.float32), []) for n in range(9)]
-            for episode in made: episode.obs[:, 0] = rng.random(60)                     # one dim that is brisk
-            write_shard(tmp_path / name, split, 0, made)
-        write_meta(tmp_path / name, obs_dim=20, dtype="float32", steps_per_second=1, source="", licence="", splits=["train", "val", "test"])
-        show.main([str(tmp_path / name)])
-        assert ("20 dims weigh as 1.0 at --brevity=10" in capsys.readouterr().out) == (name == "slow")
+def make_waves(folder, width, rng):
+    """Three splits of 9 episodes whose dims but the first are noise smoothed over `width` steps."""
+    kernel = np.ones(width) / width
+    for split in ("train", "val", "test"):
+        episodes = []
+        for n in range(9):
+            dims = [np.convolve(rng.normal(size=80), kernel, "valid")[:60] for _ in range(20)]
+            obs = np.stack(dims, 1).astype(np.float32)
+            obs[:, 0] = rng.random(60)  # one dim that is brisk
+            episodes.append(Episode(f"{split}{n}", obs, []))
+        write_shard(folder, split, 0, episodes)
+    splits = ["train", "val", "test"]
+    write_meta(folder, obs_dim=20, dtype="float32", steps_per_second=1, splits=splits)
+
+
+@pytest.mark.parametrize("width, warned", [(20, True), (1, False)])
+def test_show_warns_where_feature_power_hides_the_observations(tmp_path, capsys, width, warned):
+    make_waves(tmp_path, width, np.random.default_rng(0))
+    show.show(str(tmp_path))
+    warning = "20 dims weigh as 1.0 at --feature_power=10"
+    assert (warning in capsys.readouterr().out) == warned
 
 
 def test_show_measures_what_is_there(tmp_path, capsys):
-    import show
-    from data import write_meta, write_shard
     rng = np.random.default_rng(0)
-    for split in ("train", "val", "test"): write_shard(tmp_path, split, 0, [toy_episode(f"{split}{n}", rng) for n in range(30)])
-    write_meta(tmp_path, obs_dim=6, dtype="float32", steps_per_second=2, source="toy", licence="", splits=["train", "val", "test"])
+    for split in ("train", "val", "test"):
+        write_shard(tmp_path, split, 0, [toy_episode(f"{split}{n}", rng) for n in range(30)])
+    write_meta(
+        tmp_path,
+        obs_dim=6,
+        dtype="float32",
+        steps_per_second=2,
+        source="toy",
+        licence="",
+        splits=["train", "val", "test"],
+    )
     splits = {split: Episodes(tmp_path, split) for split in ("train", "val", "test")}
     every = torch.cat([e.obs(i) for e in splits.values() for i in range(30)])
-    mean, std, least, most, _ = show.observations(splits)
+    mean, std, least, most, _ = show.observation_statistics(splits)
     torch.testing.assert_close(mean, every.double().mean(0))
     torch.testing.assert_close(std, every.double().std(0, correction=0))
     assert torch.equal(least.float(), every.amin(0)) and torch.equal(most.float(), every.amax(0))
-    show.main([str(tmp_path)])
+    show.show(str(tmp_path))
     said = capsys.readouterr().out
-    assert "30 episodes of 40 to 40 steps, 1,200 steps, 0.17 hours at 2 steps per second" in said and "warning: none" in said
+    assert (
+        "30 episodes of 40 to 40 steps, 1,200 steps, 0.17 hours at 2 steps per second" in said
+        and "warning: none" in said
+    )
     assert "120 captions, 3 different" in said

@@ -1,4 +1,5 @@
-"""Downloads end with whole files or with a reason, whatever the server does: 404, error pages, cut connections, no resuming, stalls."""
+"""Downloads end with whole files or with a reason, whatever the server does."""
+
 import http.server
 import json
 import re
@@ -6,14 +7,16 @@ import threading
 import time
 
 import pytest
-from vpt_download import Missing, download, fetch, read_index
 
-VIDEO = bytes(range(256)) * 4000          # 1 MB
+from domains.vpt.download import Missing, download, fetch, read_index
+
+VIDEO = bytes(range(256)) * 4000  # 1 MB
 QUICK = dict(tries=3, timeout=1, pause=0.01)
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """files: {path: bytes}; moods: {path: [what to do at each request, the last from then on]}; asked: (path, Range) of each request."""
+    """files: {path: bytes}; moods: {path: [what to do at each request, ..]}; asked: (path, Range)."""
+
     daemon_threads = True
 
     def __init__(self):
@@ -21,33 +24,49 @@ class Server(http.server.ThreadingHTTPServer):
         self.files, self.moods, self.asked = {}, {}, []
         self.url = f"http://127.0.0.1:{self.server_port}"
 
-    def handle_error(self, *_): pass
+    def handle_error(self, *_):
+        pass
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
-    def log_message(self, *_): pass
+    def log_message(self, *_):
+        pass
 
     def do_GET(self):
         moods = self.server.moods.get(self.path, ["well"])
         mood = moods.pop(0) if len(moods) > 1 else moods[0]
         self.server.asked.append((self.path, self.headers.get("Range")))
         body = self.server.files.get(self.path)
-        if body is None: return self.answer(404, b"<?xml version='1.0'?><Error><Code>BlobNotFound</Code></Error>")
-        if mood == "page": return self.answer(200, b"\xef\xbb\xbf<?xml version='1.0'?><Error/>")
-        if mood == "busy": return self.answer(503, b"<html>")
-        start = int(re.match(r"bytes=(\d+)-", self.headers["Range"])[1]) if self.headers.get("Range") and mood != "no resume" else 0
-        if start and start >= len(body): return self.answer(416, b"")
+        if body is None:
+            return self.answer(
+                404, b"<?xml version='1.0'?><Error><Code>BlobNotFound</Code></Error>"
+            )
+        if mood == "page":
+            return self.answer(200, b"\xef\xbb\xbf<?xml version='1.0'?><Error/>")
+        if mood == "busy":
+            return self.answer(503, b"<html>")
+        start = (
+            int(re.match(r"bytes=(\d+)-", self.headers["Range"])[1])
+            if self.headers.get("Range") and mood != "no resume"
+            else 0
+        )
+        if start and start >= len(body):
+            return self.answer(416, b"")
         self.answer(206 if start else 200, body[start:], start, mood)
 
     def answer(self, status, body, start=0, mood="well"):
         self.send_response(status)
-        if status == 206: self.send_header("Content-Range", f"bytes {start}-{start + len(body) - 1}/{start + len(body)}")
+        if status == 206:
+            self.send_header(
+                "Content-Range", f"bytes {start}-{start + len(body) - 1}/{start + len(body)}"
+            )
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        if mood == "cut": body = body[:300_000]
+        if mood == "cut":
+            body = body[:300_000]
         if mood == "stall":
             self.wfile.write(body[:100_000])
-            time.sleep(1.5)               # longer than the client waits
+            time.sleep(1.5)  # longer than the client waits
             return
         self.wfile.write(body)
 
@@ -55,13 +74,25 @@ class Handler(http.server.BaseHTTPRequestHandler):
 @pytest.fixture
 def server():
     server = Server()
-    threading.Thread(target=server.serve_forever, kwargs=dict(poll_interval=0.01), daemon=True).start()
+    threading.Thread(
+        target=server.serve_forever, kwargs=dict(poll_interval=0.01), daemon=True
+    ).start()
     yield server
     server.shutdown()
     server.server_close()
 
 
-@pytest.mark.parametrize("moods", [["well"], ["cut", "well"], ["cut"], ["busy", "busy", "well"], ["stall", "well"], ["cut", "no resume"]])
+@pytest.mark.parametrize(
+    "moods",
+    [
+        ["well"],
+        ["cut", "well"],
+        ["cut"],
+        ["busy", "busy", "well"],
+        ["stall", "well"],
+        ["cut", "no resume"],
+    ],
+)
 def test_a_file_is_whole_in_the_end(server, tmp_path, moods):
     server.files["/a"], server.moods["/a"] = VIDEO, moods
     fetch(server.url + "/a", tmp_path / "a", **QUICK)
@@ -93,27 +124,32 @@ def test_a_part_that_cannot_be_continued_is_fetched_anew(server, tmp_path, left)
 def test_an_error_page_never_becomes_a_file(server, tmp_path, mood):
     server.files.update({} if mood == "absent" else {"/a": VIDEO})
     server.moods["/a"] = [mood]
-    with pytest.raises(Missing): fetch(server.url + "/a", tmp_path / "a", **QUICK)
+    with pytest.raises(Missing):
+        fetch(server.url + "/a", tmp_path / "a", **QUICK)
     assert not list(tmp_path.iterdir()) and len(server.asked) == 1
 
 
 def test_a_server_that_never_answers_well_is_given_up(server, tmp_path):
     server.files["/a"], server.moods["/a"] = VIDEO, ["busy"]
-    with pytest.raises(OSError, match="HTTP 503, 3 times"): fetch(server.url + "/a", tmp_path / "a", **QUICK)
-    with pytest.raises(OSError, match="3 times"): fetch("http://127.0.0.1:1/a", tmp_path / "a", **QUICK)
+    with pytest.raises(OSError, match="HTTP 503, 3 times"):
+        fetch(server.url + "/a", tmp_path / "a", **QUICK)
+    with pytest.raises(OSError, match="3 times"):
+        fetch("http://127.0.0.1:1/a", tmp_path / "a", **QUICK)
     assert not (tmp_path / "a").exists()
 
 
 # ---- an index ----
+
 
 def minutes(n):
     return b'{"tick": 0}\n' * (n * 60 * 20)
 
 
 def make_index(server, tmp_path, n, **lacking):
-    """n recordings of one minute; the index lists them with and without .mp4, as the published ones do."""
+    """n recordings of one minute; the index lists them with and without .mp4."""
     stems = [f"player-{i}-f153ac423f61-20220101-00000{i}" for i in range(n)]
-    for stem in stems: server.files |= {f"/data/10.0/{stem}.mp4": VIDEO, f"/data/10.0/{stem}.jsonl": minutes(1)}
+    for stem in stems:
+        server.files |= {f"/data/10.0/{stem}.mp4": VIDEO, f"/data/10.0/{stem}.jsonl": minutes(1)}
     paths = [f"data/10.0/{stem}" + (".mp4" if i % 2 else "") for i, stem in enumerate(stems)]
     (tmp_path / "index.json").write_text(json.dumps(dict(basedir=server.url + "/", relpaths=paths)))
     return tmp_path / "index.json", stems
@@ -128,10 +164,16 @@ def test_recordings_come_with_all_their_files_and_the_absent_ones_are_listed(ser
     seconds, failed = download(index, 1, tmp_path / "out", connections=3, **QUICK)
     assert seconds == 180 and failed.keys() == {stems[1], stems[2], stems[3]}
     assert "404" in failed[stems[1]] and "a page" in failed[stems[2]] and "503" in failed[stems[3]]
-    assert {line.split("\t")[0] for line in (tmp_path / "out/missing.txt").read_text().splitlines()} == failed.keys()
+    assert {
+        line.split("\t")[0] for line in (tmp_path / "out/missing.txt").read_text().splitlines()
+    } == failed.keys()
     there = {p.name for p in (tmp_path / "out").iterdir()}
-    assert there == {"missing.txt", f"{stems[0]}-options.json", f"{stems[1]}.jsonl", f"{stems[3]}.jsonl"} | {
-        stem + ending for stem in (stems[0], stems[4], stems[5]) for ending in (".mp4", ".jsonl")}
+    assert there == {
+        "missing.txt",
+        f"{stems[0]}-options.json",
+        f"{stems[1]}.jsonl",
+        f"{stems[3]}.jsonl",
+    } | {stem + ending for stem in (stems[0], stems[4], stems[5]) for ending in (".mp4", ".jsonl")}
 
 
 def test_it_stops_at_the_hours_asked_for_and_more_hours_keep_what_is_there(server, tmp_path):
@@ -142,18 +184,39 @@ def test_it_stops_at_the_hours_asked_for_and_more_hours_keep_what_is_there(serve
     download(index, 5 / 60, tmp_path / "out", connections=1, **QUICK)
     asked = {path.rsplit("/", 1)[-1] for path, _ in server.asked}
     download(index, 2.5 / 60, tmp_path / "again", connections=1, **QUICK)
-    assert seconds == 180 and len(first) == 3 and first == {p.name for p in (tmp_path / "again").glob("*.mp4")}
+    assert (
+        seconds == 180
+        and len(first) == 3
+        and first == {p.name for p in (tmp_path / "again").glob("*.mp4")}
+    )
     assert first < {p.name for p in (tmp_path / "out").glob("*.mp4")}
     assert not asked & first
 
 
-@pytest.mark.parametrize("text", ["", "[]", "<?xml?>", '{"relpaths": ["a"]}', '{"basedir": "x", "relpaths": [3]}', '{"basedir": null}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        "<?xml?>",
+        '{"relpaths": ["a"]}',
+        '{"basedir": "x", "relpaths": [3]}',
+        '{"basedir": null}',
+    ],
+)
 def test_an_index_of_another_form_is_one_clear_error(tmp_path, text):
     (tmp_path / "index.json").write_text(text)
-    with pytest.raises(ValueError, match="index.json: not of the form"): read_index(tmp_path / "index.json")
+    with pytest.raises(ValueError, match="index.json: not of the form"):
+        read_index(tmp_path / "index.json")
 
 
 def test_an_index_from_a_server_is_read_and_an_absent_one_is_one_clear_error(server):
-    server.files["/i.json"] = json.dumps(dict(basedir="http://x/y", relpaths=["data/10.0/a-b.mp4", "/c"])).encode()
-    assert read_index(server.url + "/i.json") == [("http://x/y/data/10.0/a-b", "a-b"), ("http://x/y/c", "c")]
-    with pytest.raises(ValueError, match="neither a file nor"): read_index(server.url + "/j.json")
+    server.files["/i.json"] = json.dumps(
+        dict(basedir="http://x/y", relpaths=["data/10.0/a-b.mp4", "/c"])
+    ).encode()
+    assert read_index(server.url + "/i.json") == [
+        ("http://x/y/data/10.0/a-b", "a-b"),
+        ("http://x/y/c", "c"),
+    ]
+    with pytest.raises(ValueError, match="neither a file nor"):
+        read_index(server.url + "/j.json")

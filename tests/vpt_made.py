@@ -1,4 +1,5 @@
-"""What the VPT tests share: recordings and a network's weights made on the spot, and the way to the samples where they are."""
+"""What the VPT tests share: recordings and weights made on the spot, and the samples."""
+
 import json
 import os
 import zlib
@@ -15,23 +16,29 @@ torch.set_num_threads(1)
 
 
 def recipe(name, shape, salt=0):
-    """Weights from a tensor's name alone, by numpy's frozen RandomState: the same on every machine."""
+    """Weights from a tensor's name alone: the same on every machine."""
     rng = np.random.RandomState((zlib.crc32(name.encode()) + salt) & 0xFFFFFFFF)
     values = rng.standard_normal(shape or (1,)).astype(np.float32).reshape(shape)
-    if name.endswith("b_nd"): return torch.from_numpy(values * np.float32(0.2))
-    if name.endswith("bias"): return torch.from_numpy(values * np.float32(0.1))
-    if len(shape) == 1: return torch.from_numpy(1 + values * np.float32(0.1))
+    if name.endswith("b_nd"):
+        return torch.from_numpy(values * np.float32(0.2))
+    if name.endswith("bias"):
+        return torch.from_numpy(values * np.float32(0.1))
+    if len(shape) == 1:
+        return torch.from_numpy(1 + values * np.float32(0.1))
     return torch.from_numpy(values * np.float32(1 / np.sqrt(np.prod(shape[1:]))))
 
 
 def fill(vpt):
-    vpt.load_state_dict({name: recipe(name, tuple(p.shape)) for name, p in vpt.state_dict().items()})
+    vpt.load_state_dict(
+        {name: recipe(name, tuple(p.shape)) for name, p in vpt.state_dict().items()}
+    )
     return vpt.eval().requires_grad_(False)
 
 
 def small(module=None, **sizes):
-    """A network of the published layout with 32 numbers, 2 layers, a window of 4 and pictures of 32 x 32."""
-    import vpt_network
+    """A network of the published layout: 32 numbers, 2 layers, a window of 4, 32 x 32 pixels."""
+    from domains.vpt import network as vpt_network
+
     kwargs = dict(channels=[4, 8, 8], D=32, heads=2, layers=2, window=4, size=32) | sizes
     return fill((module or vpt_network).VPT(**kwargs))
 
@@ -39,7 +46,14 @@ def small(module=None, **sizes):
 def save_weights(path, vpt=None):
     """A .weights file as published: the network under net., the heads beside it."""
     tensors = {"net." + name: p for name, p in (vpt or small()).state_dict().items()}
-    torch.save(tensors | {"value_head.linear.weight": torch.zeros(1, 32), "pi_head.camera.linear_layer.bias": torch.zeros(121)}, path)
+    torch.save(
+        tensors
+        | {
+            "value_head.linear.weight": torch.zeros(1, 32),
+            "pi_head.camera.linear_layer.bias": torch.zeros(121),
+        },
+        path,
+    )
     return path
 
 
@@ -47,7 +61,8 @@ def barcode(number):
     """A frame (360, 640, 3) whose top 30 rows say its number: 12 blocks, bit 0 on the left."""
     frame = np.full((360, 640, 3), 90, np.uint8)
     frame[30:, :, 1] = np.linspace(0, 255, 640, dtype=np.uint8)
-    for bit in range(12): frame[:30, bit * 53:(bit + 1) * 53] = 255 * (number >> bit & 1)
+    for bit in range(12):
+        frame[:30, bit * 53 : (bit + 1) * 53] = 255 * (number >> bit & 1)
     return frame
 
 
@@ -57,10 +72,14 @@ def read_barcode(frame):
 
 def make_video(path, frames, rate=20):
     import av
+
     with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=rate, options=dict(preset="ultrafast", crf="15"))
+        stream = container.add_stream(
+            "libx264", rate=rate, options=dict(preset="ultrafast", crf="15")
+        )
         stream.height, stream.width, stream.pix_fmt = *frames[0].shape[:2], "yuv420p"
-        for frame in frames: container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
         container.mux(stream.encode())
     return path
 
@@ -68,16 +87,34 @@ def make_video(path, frames, rate=20):
 def tick(stats=None, gui=False, inventory=False, x=640.0, y=360.0, **fields):
     """A line of the jsonl; stats: {"mine_block:oak_log": 1}."""
     named = {"minecraft." + key.replace(":", ":minecraft."): n for key, n in (stats or {}).items()}
-    return dict(mouse=dict(x=x, y=y, buttons=[], newButtons=[]), keyboard=dict(keys=[]), isGuiOpen=gui, isGuiInventory=inventory,
-                hotbar=0, stats=named) | fields
+    return (
+        dict(
+            mouse=dict(x=x, y=y, buttons=[], newButtons=[]),
+            keyboard=dict(keys=[]),
+            isGuiOpen=gui,
+            isGuiInventory=inventory,
+            hotbar=0,
+            stats=named,
+        )
+        | fields
+    )
 
 
 def make_recording(folder, stem, ticks, extra=1):
-    """<stem>.jsonl with these ticks (a str or bytes stands as it is) and <stem>.mp4 with `extra` more frames; returns the mp4."""
-    rows = [row if isinstance(row, bytes) else row.encode() if isinstance(row, str) else json.dumps(row).encode() for row in ticks]
+    """<stem>.jsonl with these ticks (str or bytes as they are), <stem>.mp4 with `extra` frames."""
+    rows = [
+        row
+        if isinstance(row, bytes)
+        else row.encode()
+        if isinstance(row, str)
+        else json.dumps(row).encode()
+        for row in ticks
+    ]
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{stem}.jsonl").write_bytes(b"\n".join(rows) + b"\n")
-    return make_video(folder / f"{stem}.mp4", [barcode(min(i, len(ticks) - 1)) for i in range(len(ticks) + extra)])
+    return make_video(
+        folder / f"{stem}.mp4", [barcode(min(i, len(ticks) - 1)) for i in range(len(ticks) + extra)]
+    )
 
 
 def relative(found, expected):

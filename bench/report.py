@@ -1,0 +1,208 @@
+"""
+How good the captions of runs are on their test episodes, with controls and baselines.
+
+    python -m bench.report out/crafter       one run: captions, F1 by text, predictor's losses
+    python -m bench.report out/seed-*        several: F1 of each, mean and 95 % interval
+
+A written caption is right if a true one of the same text starts within 3 steps, one to one. The
+controls give the encoder another episode's observations (shuffled), or none (zeroed).
+"""
+
+import json
+import sys
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from configurator import run
+from data import (
+    END,
+    SILENCE,
+    Caption,
+    Episodes,
+    Tokenizer,
+    choose_annotated,
+    read_stream,
+    score,
+    write_stream,
+)
+from encoder import Encoder
+from runtime.checkpoint import best, verify
+from runtime.distributed import pick_device
+from train import Predictor
+
+T_95 = [12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26]  # Student's t, 1 .. 9 degrees
+
+
+def written_captions(encoder, episodes, tokenizer, observations="true"):
+    """What the encoder writes on each episode, given true, shuffled or zeroed observations."""
+    lengths = [episodes.steps(i) for i in range(len(episodes))]
+    obs = [episodes.obs(i).float() for i in range(len(episodes))]
+    obs = torch.nn.utils.rnn.pad_sequence(obs, batch_first=True)
+    if observations == "shuffled":
+        obs = obs.roll(1, 0)
+    if observations == "zeroed":
+        obs = torch.zeros_like(obs)
+    parts = [encoder.annotate(some)[0].cpu() for some in obs.split(64)]
+    return [
+        read_stream(row[:n], tokenizer) for row, n in zip(torch.cat(parts), lengths, strict=True)
+    ]
+
+
+def perfect_writer(episodes, tokenizer):
+    """The true captions through a stream and back: what queueing costs."""
+    streams = [
+        write_stream(episodes.captions(i), episodes.steps(i), tokenizer)
+        for i in range(len(episodes))
+    ]
+    return [read_stream(stream, tokenizer) for stream in streams]
+
+
+def most_frequent(episodes, train, annotated):
+    """The annotated episodes' most frequent caption, as often as it occurs there."""
+    texts = Counter(c.text for i in annotated for c in train.captions(i))
+    text, count = texts.most_common(1)[0]
+    every = max(sum(train.steps(i) for i in annotated) // count, 1)
+    lengths = [episodes.steps(i) for i in range(len(episodes))]
+    return [[Caption(t, t + 1, text) for t in range(every // 2, n, every)] for n in lengths]
+
+
+def linear_probe(episodes, train, annotated, weigh, updates=300):
+    """Logistic regression from weigh(obs) of one step to the caption that starts there, or none."""
+    texts = [None] + sorted({c.text for i in annotated for c in train.captions(i)})
+    x = torch.cat([weigh(train.obs(i)) for i in annotated])
+    y = torch.zeros(len(x), dtype=torch.int64)
+    firsts = np.cumsum([0] + [train.steps(i) for i in annotated])
+    for first, i in zip(firsts, annotated, strict=False):
+        for caption in train.captions(i):
+            y[first + caption.start] = texts.index(caption.text)
+    torch.manual_seed(0)
+    probe = torch.nn.Linear(x.shape[1], len(texts))
+    optimizer = torch.optim.AdamW(probe.parameters(), lr=1e-2, weight_decay=1e-3)
+    for _ in range(updates):
+        rows = torch.randint(len(x), (2048,))
+        optimizer.zero_grad()
+        F.cross_entropy(probe(x[rows]), y[rows]).backward()
+        optimizer.step()
+    with torch.no_grad():
+        chosen = [probe(weigh(episodes.obs(i))).argmax(-1) for i in range(len(episodes))]
+    return [[Caption(t, t + 1, texts[c]) for t, c in enumerate(row) if c] for row in chosen]
+
+
+@torch.no_grad()
+def predictor_losses(encoder, predictor, episodes, tokenizer, shuffled=False):
+    """Mean loss in nats per offset (4, K): on silence, first tokens of captions, the rest, all but
+    silence. On the true streams, in windows of T; shuffled: with other windows' hidden states."""
+    T, windows = encoder.T, []
+    for i in range(len(episodes)):
+        tok = write_stream(episodes.captions(i), episodes.steps(i), tokenizer)
+        tok, obs = torch.from_numpy(tok), episodes.obs(i).float()
+        before = F.pad(tok[:-1], (1, 0), value=END)
+        starts = range(0, len(tok) - T + 1, T)
+        windows += [(obs[a : a + T], tok[a : a + T], before[a : a + T]) for a in starts]
+    total, count = torch.zeros(2, 4, predictor.K)
+    device = encoder.projector.mean.device
+    for a in range(0, len(windows), 32):
+        some = zip(*windows[a : a + 32], strict=True)
+        obs, tok, before = (torch.stack(x).to(device) for x in some)
+        hidden = encoder(obs, before)
+        if shuffled:
+            hidden = hidden.roll(len(hidden) // 2, 0)
+        blocks = predictor.blocks(tok, -1)  # (B, S, K+1), -1 beyond the window
+        inputs, target = blocks[..., :-1].clamp(min=0), blocks[..., 1:]
+        logits = predictor.lm.embed_out(predictor(before, hidden, inputs))
+        loss = F.cross_entropy(logits.movedim(-1, 1), target, reduction="none", ignore_index=-1)
+        spoken = target > SILENCE
+        spoken |= target == END
+        first = spoken & (inputs <= SILENCE)
+        kinds = target == SILENCE, first, spoken & ~first, spoken
+        for k, kind in enumerate(kinds):
+            total[k] += (loss * kind).sum((0, 1)).cpu()
+            count[k] += kind.sum((0, 1)).cpu()
+    return total / count.clamp(min=1)
+
+
+def report(out_dir, split="test", device="auto"):
+    """{arm: scores} of a run on a split, and {hidden states: losses of its predictor (4, K)}."""
+    folder = best(out_dir)
+    verify(folder)
+    config = json.loads((folder / "config.json").read_text())
+    device = pick_device(device)
+    tokenizer = Tokenizer.from_file(folder / "tokenizer.json")
+    encoder = Encoder.from_pretrained(folder / "encoder").to(device)
+    episodes, train = Episodes(config["data"], split), Episodes(config["data"], "train")
+    annotated = choose_annotated(train, config["n_annotated"], config["seed"])
+    written = {
+        "encoder": written_captions(encoder, episodes, tokenizer),
+        "observations shuffled": written_captions(encoder, episodes, tokenizer, "shuffled"),
+        "observations zeroed": written_captions(encoder, episodes, tokenizer, "zeroed"),
+    }
+    if annotated:
+        weigh = Encoder.from_pretrained(folder / "encoder").projector.weigh
+        written["linear probe"] = linear_probe(episodes, train, annotated, weigh)
+        written["most frequent caption"] = most_frequent(episodes, train, annotated)
+    written["perfect writer"] = perfect_writer(episodes, tokenizer)
+    true = [episodes.captions(i) for i in range(len(episodes))]
+    scores = {arm: score(true, captions) for arm, captions in written.items()}
+    losses = {}
+    if config["predict_weight"] > 0:
+        predictor = Predictor.from_pretrained(folder / "predictor").to(device)
+        predictor.stride = config["stride"]
+        for name in ("true", "shuffled"):
+            args = encoder, predictor, episodes, tokenizer, name == "shuffled"
+            losses[name] = predictor_losses(*args).tolist()
+    return scores, losses
+
+
+def show(scores, losses):
+    print(f"{'held-out test episodes':24}    F1  precision  recall")
+    for arm, row in scores.items():
+        print(f"{arm:24} {row['f1']:5.3f}  {row['precision']:9.3f}  {row['recall']:6.3f}")
+    columns = [arm for arm in ("encoder", "linear probe", "perfect writer") if arm in scores]
+    print(f"\n{'F1 by caption':24} count" + "".join(f"  {arm:>14}" for arm in columns))
+    for text, (_, count) in scores["encoder"]["texts"].items():
+        cells = [f"  {scores[arm]['texts'][text][0]:14.2f}" for arm in columns]
+        print(f"{text:24} {count:5}" + "".join(cells))
+    if losses:
+        offsets = "".join(f"  j={j + 1:<3}" for j in range(len(losses["true"][0])))
+        print(f"\n{'predictor, loss in nats':24} hidden    {offsets}")
+    for k, kind in enumerate(("silence", "first of a caption", "the rest", "all but silence")):
+        for name, rows in losses.items():
+            print(f"{kind:24} {name:9} " + "".join(f" {x:6.3f}" for x in rows[k]))
+
+
+def interval(values):
+    """Half of the 95 % interval of a mean, Student's t."""
+    n = len(values)
+    return T_95[n - 2] * np.std(values, ddof=1) / n**0.5 if 1 < n < 11 else float("nan")
+
+
+def show_many(reports):
+    runs = "".join(f"  run {n:<3}" for n in range(len(reports)))
+    print(f"{'F1, held-out episodes':24}{runs}  mean +- 95 %")
+    for arm in reports[0]:
+        values = [scores[arm]["f1"] for scores in reports]
+        cells = "".join(f"  {value:.3f}  " for value in values)
+        print(f"{arm:24}{cells}  {np.mean(values):.3f} +- {interval(values):.3f}")
+
+
+def main():
+    if not sys.argv[1:] or sys.argv[1].startswith("-"):
+        raise ValueError("python -m bench.report out/crafter [out/another ..]")
+    reports = []
+    for out_dir in sys.argv[1:]:
+        scores, losses = report(out_dir)
+        reports.append(scores)
+        results = json.dumps(dict(captions=scores, losses=losses), indent=2)
+        Path(out_dir, "results.json").write_text(results)
+    if len(reports) > 1:
+        show_many(reports)
+    else:
+        show(scores, losses)
+
+
+if __name__ == "__main__":
+    run(main)

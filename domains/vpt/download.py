@@ -1,0 +1,210 @@
+"""
+Downloads contractor recordings of Minecraft from OpenAI's public store: plain HTTP, no account.
+
+    python -m domains.vpt.download --index=all_10xx_Jun_29.json --hours=20 --out=recordings
+
+An index, {"basedir": url, "relpaths": [..]}, lists recordings: <stem>.mp4, <stem>.jsonl and, at
+times, <stem>-options.json. A file is written as <name>.part and renamed when it is whole; the same
+command goes on inside the file where it was stopped. The order is shuffled with a fixed seed, so
+that a few hours are of many players, and more hours contain the fewer.
+"""
+
+import errno
+import http.client
+import json
+import os
+import random
+import sys
+import time
+import urllib.error
+import urllib.request
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from pathlib import Path
+
+from tqdm import tqdm
+
+from configurator import check_range, configure, run
+
+index = ""  # of recordings: a name in OpenAI's store (all_10xx_Jun_29.json), a URL or a file
+hours = 0.0  # of video to have in the end; about 2 GB each
+out = ""  # folder to write
+connections = 8  # recordings at a time
+
+
+class Missing(Exception):
+    """The server says that there is no such file."""
+
+
+INDEXES = "https://openaipublic.blob.core.windows.net/minecraft-rl/snapshots/"
+FPS = 20
+PIECE = 1 << 16  # bytes read at a time
+NO_USE = errno.ENOSPC, errno.EDQUOT, errno.EACCES  # trying again will not help
+
+# -----------------------------------------------------------------------------
+# one file
+
+
+def fetch(url, path, tries=6, timeout=30.0, pause=1.0):
+    """url -> path, resuming path.part. timeout, pause: seconds.
+
+    Raises Missing if there is no such file, OSError after `tries` times without progress.
+    """
+    part = path.with_name(path.name + ".part")
+    failures = 0
+    while True:
+        before = size(part)
+        reason = receive(url, part, timeout)
+        if not reason:
+            return os.replace(part, path)
+        if size(part) > before:
+            failures = 0
+            continue
+        failures += 1
+        if failures >= tries:
+            raise OSError(f"{reason}, {tries} times")
+        time.sleep(min(pause * 2**failures, 60))
+
+
+def size(path):
+    return path.stat().st_size if path.exists() else 0
+
+
+def receive(url, part, timeout):
+    """Appends to `part` what is missing. Returns why it could not, "" if the file is whole now."""
+    try:
+        append(url, part, timeout)
+    except urllib.error.HTTPError as error:
+        if error.code in (404, 410):
+            raise Missing(f"{error.code}") from None
+        if error.code == 416:  # more bytes than the file has: not this file
+            part.unlink(missing_ok=True)
+        return f"HTTP {error.code}"
+    except (OSError, http.client.HTTPException) as error:
+        if getattr(error, "errno", None) in NO_USE:
+            raise
+        return str(error) or type(error).__name__
+    return ""
+
+
+def append(url, part, timeout):
+    start = size(part)
+    headers = {"Range": f"bytes={start}-"} if start else {}
+    request = urllib.request.Request(url, headers=headers)
+    with urllib.request.urlopen(request, timeout=timeout) as reply:
+        if not reply.headers.get("Content-Range", "").startswith(f"bytes {start}-"):
+            start = 0  # the server sends all of it
+        piece = reply.read(PIECE)
+        if start == 0 and piece.lstrip(b"\xef\xbb\xbf \r\n").startswith(b"<"):
+            raise Missing("a page instead of the file")
+        with part.open("ab" if start else "wb") as file:
+            while piece:
+                file.write(piece)
+                piece = reply.read(PIECE)
+        length = int(reply.headers.get("Content-Length") or 0)
+    if size(part) < start + length:
+        raise OSError("the connection closed early")
+
+
+# -----------------------------------------------------------------------------
+# recordings
+
+
+def read_index(index):
+    """[(url without ending, stem)] of a file, a URL or a name in OpenAI's store. ValueError."""
+    try:
+        text = Path(index).read_bytes() if Path(index).exists() else read_url(index)
+    except OSError as error:
+        raise ValueError(f"--index={index}: neither a file nor on the server ({error})") from None
+    try:
+        content = json.loads(text)
+        base = content["basedir"].rstrip("/")
+        paths = [path.strip("/").removesuffix(".mp4") for path in content["relpaths"]]
+    except (ValueError, KeyError, TypeError, AttributeError):
+        form = '{"basedir": url, "relpaths": [..]}'
+        raise ValueError(f"--index={index}: not of the form {form}") from None
+    return [(f"{base}/{path}", path.rsplit("/", 1)[-1]) for path in paths]
+
+
+def read_url(index):
+    url = index if "://" in index else INDEXES + index
+    with urllib.request.urlopen(url, timeout=60) as reply:
+        return reply.read()
+
+
+def fetch_recording(url, stem, out, **patience):
+    """Fetches the files of a recording that are not there yet. Returns its seconds.
+
+    Raises what fetch raises.
+    """
+    for ending in (".jsonl", ".mp4", "-options.json"):
+        path = out / (stem + ending)
+        if path.exists():
+            continue
+        try:
+            fetch(url + ending, path, **patience)
+        except Missing as why:
+            if ending != "-options.json":  # the options are a luxury
+                raise Missing(f"{path.name}: {why}") from None
+    with open(out / f"{stem}.jsonl", "rb") as lines:
+        return sum(1 for _ in lines) / FPS
+
+
+def download(index, hours, out, connections=8, **patience):
+    """Fetches recordings until `hours` of them are in `out`.
+
+    Returns seconds, and {stem: why} of what could not be had, which missing.txt lists too.
+    """
+    jobs = read_index(index)
+    random.Random(0).shuffle(jobs)
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    queue, wanted = iter(jobs), hours * 3600
+    seconds, missing, running = 0, {}, {}
+    pool = ThreadPoolExecutor(connections)
+    bar = tqdm(total=round(wanted), unit="s", unit_scale=True, desc="seconds of video")
+    try:
+        while True:
+            while seconds < wanted and len(running) < connections and (job := next(queue, None)):
+                running[pool.submit(fetch_recording, *job, out, **patience)] = job[1]
+            if not running:
+                return seconds, missing
+            for done in wait(running, return_when=FIRST_COMPLETED).done:
+                seconds += seconds_of(done, running.pop(done), missing)
+            bar.n = round(seconds)
+            bar.set_postfix_str(f"{len(missing)} missing")
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+        bar.close()
+        lines = [f"{stem}\t{why}\n" for stem, why in sorted(missing.items())]
+        (out / "missing.txt").write_text("".join(lines))
+
+
+def seconds_of(done, stem, missing):
+    """Of a recording that was fetched; 0, and noted as missing, if it could not be had."""
+    error = done.exception()
+    if not error:
+        return done.result()
+    if getattr(error, "errno", None):
+        raise error  # a full disk, say: no other recording will fare better
+    missing[stem] = str(error)
+    return 0
+
+
+def main():
+    configure(globals())
+    if not index or not out:
+        raise ValueError("--index, --hours and --out are needed; --help explains them")
+    check_range(globals(), 0.01, "hours")
+    check_range(globals(), 1, "connections", most=100)
+    try:
+        seconds, missing = download(index, hours, out, connections)
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from here", file=sys.stderr, flush=True)
+        os._exit(130)  # without waiting for the connections
+    print(f"{seconds / 3600:.2f} hours in {out}, {len(missing)} recordings in {out}/missing.txt")
+    if not seconds:
+        raise ValueError("nothing could be downloaded")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,205 @@
+"""
+What embed.py and latents.py share: the split of a recording, a person's annotations, and a writer
+that adds episodes to a data set as they come.
+"""
+
+import collections
+import csv
+import fcntl
+import hashlib
+import itertools
+import json
+import math
+import os
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from data import Caption, Episode, write_meta, write_shard
+from runtime.checkpoint import replace
+from runtime.shards import shard_path
+
+SHARD = 16  # recordings, then a shard is written
+SHARD_SECONDS = 600  # or so long after its first recording
+LICENCE = (
+    "numbers derived from OpenAI's VPT contractor recordings, MIT (c) OpenAI 2022; "
+    "Minecraft's pictures are not included"
+)
+# set by torchrun
+RANK = int(os.environ.get("RANK", 0))
+WORLD = int(os.environ.get("WORLD_SIZE", 1))
+
+
+def split_of(stem):
+    """train, val or test, 90 : 5 : 5, by a hash of <player>-<session>, the name without its time.
+
+    So the pieces of a session stay together.
+    """
+    session = stem.rsplit("-", 2)[0]
+    percent = int(hashlib.sha256(session.encode()).hexdigest(), 16) % 100
+    if percent < 90:
+        return "train"
+    return "val" if percent < 95 else "test"
+
+
+def by_stem(folder, endings):
+    """{stem: path} of the files below a folder, sorted. Of two with one name the first counts."""
+    paths = [path for path in Path(folder).rglob("*") if path.suffix in endings]
+    if not paths:
+        raise ValueError(f"{folder}: no {' or '.join(endings)} file in this folder")
+    stems = {path.stem: path for path in sorted(paths, reverse=True)}
+    return dict(sorted(stems.items()))
+
+
+# -----------------------------------------------------------------------------
+# a person's annotations
+
+
+def read_annotations(path, stems):
+    """A person's CSV -> {stem: [(start, end, unit, text)]}, unit 'second' or 'frame'.
+
+    Raises ValueError with file and line.
+    """
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            rows = list(csv.DictReader(file))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{path}: cannot be read ({error})") from None
+    spans = collections.defaultdict(list)
+    for number, row in enumerate(rows, start=2):
+        try:
+            stem, span = read_row(row)
+        except (KeyError, TypeError, ValueError, AttributeError):
+            raise ValueError(
+                f"{path}, line {number}: needs the columns recording,start,end,text with "
+                "0 <= start <= end in seconds (or recording,start_frame,end_frame,text)"
+            ) from None
+        spans[stem].append(span)
+    absent = sorted(spans.keys() - set(stems))
+    if absent:
+        print(
+            f"{path}: {len(absent)} recordings are not there, such as {absent[0]}", file=sys.stderr
+        )
+    return dict(spans)
+
+
+def read_row(row):
+    unit = "frame" if "start_frame" in row else "second"
+    suffix = "_frame" if unit == "frame" else ""
+    start, end = float(row["start" + suffix]), float(row["end" + suffix])
+    if not 0 <= start <= end:
+        raise ValueError
+    stem = row["recording"].strip().removesuffix(".mp4")
+    return stem, (start, end, unit, " ".join((row["text"] or "").split()))
+
+
+def annotations_to_steps(spans, fps, stride, steps):
+    """A person's spans of one recording -> captions, and annotated spans [start, end], in steps.
+
+    A span without a text is annotated: there is nothing to say.
+    """
+    captions, annotated = [], []
+    for start, end, unit, text in sorted(spans):
+        scale = (1 if unit == "frame" else fps) / stride
+        first = math.floor(start * scale)
+        if first >= steps:
+            continue
+        last = max(min(math.ceil(end * scale), steps), first + 1)
+        annotated.append([first, last])
+        if text:
+            captions.append(Caption(first, last, text))
+    return captions, annotated
+
+
+# -----------------------------------------------------------------------------
+# the data set
+
+
+class Writer:
+    """Adds episodes to a data set. `with` it, an interrupted run keeps what is finished."""
+
+    def __init__(self, folder, settings):
+        """settings: what the data set is made with. Raises ValueError if it was begun otherwise."""
+        self.folder = Path(folder)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        check_settings(self.folder / "made-with.json", settings)
+        self.ids = written_ids(self.folder)
+        self.waiting = {}  # split: (time of the first, [Episode])
+        self.added = collections.Counter()  # by split
+        self.skipped = {}  # stem: why
+        self.broken_lines = 0
+
+    def add(self, stem, obs, captions, annotated, broken_lines=0):
+        """obs: list of (n, D); captions and annotated spans in steps."""
+        split = split_of(stem)
+        since, episodes = self.waiting.setdefault(split, (time.time(), []))
+        episodes.append(Episode(stem, torch.cat(obs), captions, annotated))
+        self.added[split] += 1
+        self.broken_lines += broken_lines
+        if len(episodes) == SHARD or time.time() - since > SHARD_SECONDS:
+            self.write(split)
+
+    def skip(self, stem, why):
+        self.skipped[stem] = why
+
+    def write(self, split):
+        _, episodes = self.waiting.pop(split)
+        with open(self.folder / ".lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # processes write one after another
+            paths = (shard_path(self.folder, split, n) for n in itertools.count())
+            index = next(n for n, path in enumerate(paths) if not path.exists())
+            write_shard(self.folder, split, index, episodes)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        for split in list(self.waiting):
+            self.write(split)
+
+    def finish(self, **meta):
+        """Writes meta.json, tells what was added and skipped. ValueError if there is nothing."""
+        added = ", ".join(f"{n} {split}" for split, n in self.added.items()) or "none"
+        print(
+            f"added to {self.folder}: {added}; {len(self.ids)} were there, "
+            f"{len(self.skipped)} skipped, {self.broken_lines} broken lines"
+        )
+        for why, count in collections.Counter(self.skipped.values()).most_common():
+            example = next(stem for stem, reason in self.skipped.items() if reason == why)
+            print(f"  {count} skipped: {why}, such as {example}")
+        lines = [f"{stem}\t{why}\n" for stem, why in self.skipped.items()]
+        (self.folder / f"skipped-{RANK}.txt").write_text("".join(lines))
+        splits = [split for split in ("train", "val", "test") if self.has(split)]
+        if splits:  # by every process: the last sees all
+            write_meta(self.folder, dtype="bfloat16", licence=LICENCE, splits=splits, **meta)
+        elif WORLD == 1:
+            raise ValueError(f"{self.folder}: nothing to train on, all recordings were skipped")
+
+    def has(self, split):
+        return any(self.folder.glob(f"{split}-?????.safetensors"))
+
+
+def check_settings(path, settings):
+    """Latents of two networks must not end up in one data set."""
+    if path.exists():
+        try:
+            made_with = json.loads(path.read_bytes())
+        except ValueError as error:
+            raise ValueError(
+                f"{path} is not JSON ({error}): delete it if the data set was begun with these "
+                "settings, else use another --out"
+            ) from None
+        if made_with != settings:
+            raise ValueError(
+                f"{path.parent} was begun with other settings ({json.dumps(made_with)}); "
+                "use another --out, or these"
+            )
+    replace(path, lambda beside: beside.write_text(json.dumps(settings)))
+
+
+def written_ids(folder):
+    """The ids of the episodes in a data set. Without its .safetensors a shard is not there."""
+    texts = [path.with_suffix(".jsonl") for path in folder.glob("*-?????.safetensors")]
+    return {json.loads(line)["id"] for path in texts for line in path.read_text().splitlines()}

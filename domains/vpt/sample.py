@@ -1,0 +1,75 @@
+"""
+Captions of one Minecraft recording, straight from its mp4.
+
+    python -m domains.vpt.sample --out_dir=out/exp1 --recording=clip.mp4 --weights=..
+
+A line per caption: its first step, the probability of its least sure token, its text.
+"""
+
+import json
+from pathlib import Path
+
+from configurator import configure, run
+from data import Tokenizer, read_stream
+from domains.vpt.embed import embed_recording
+from domains.vpt.network import VPT
+from domains.vpt.recordings import draw_arrow, read_cursor
+from encoder import Encoder
+from runtime.checkpoint import best, verify
+from runtime.distributed import pick_device
+
+out_dir = "out/exp1"  # the run to load
+recording = ""  # an mp4 with its jsonl beside it, or the stem of one in `recordings`
+recordings = "recordings"  # folder that domains/vpt/download.py wrote
+weights = "foundation-model-1x.weights"  # of the VPT network that made the run's data set
+data = ""  # folder of that data set; '': as the run names it
+cursor = ""  # as in domains/vpt/embed.py
+device = "auto"  # 'auto' | 'cpu' | 'cuda'
+
+
+def find_recording():
+    if not recording:
+        raise ValueError("--recording is needed: an mp4, or the stem of one in --recordings")
+    if recording.endswith(".mp4"):
+        mp4 = Path(recording)
+    else:
+        mp4 = next(Path(recordings).rglob(f"{recording}.mp4"), Path(recordings, f"{recording}.mp4"))
+    for path in (mp4, mp4.with_suffix(".jsonl")):
+        if not path.is_file():
+            raise ValueError(f"{path} is missing; --recording=clip.mp4 or --recordings=folder")
+    return mp4
+
+
+def stride_of(dataset):
+    """Frames of a step in the run's data set, as embed.py noted them."""
+    path = Path(dataset, "made-with.json")
+    try:
+        return json.loads(path.read_bytes())["stride"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise ValueError(
+            f"{path}: no stride to be read; --data=folder of a data set of domains/vpt"
+        ) from None
+
+
+def main():
+    configure(globals())
+    mp4 = find_recording()
+    folder = best(out_dir)
+    verify(folder)
+    stride = stride_of(data or json.loads((folder / "config.json").read_bytes())["data"])
+    name = pick_device(device)
+    vpt = VPT.from_weights(weights).to(name)
+    try:
+        obs = embed_recording(mp4, vpt, stride, read_cursor(cursor) if cursor else draw_arrow())
+    except ValueError as error:
+        raise ValueError(f"{mp4}: {error}") from None
+    encoder = Encoder.from_pretrained(folder / "encoder").to(name).eval()
+    tok, prob = encoder.annotate(obs.float()[None].to(name))  # (1, N)
+    print(f"{mp4}: {len(obs)} steps of {stride} frames\n\n step  sure  written")
+    for caption in read_stream(tok[0].cpu(), Tokenizer.from_file(folder / "tokenizer.json")):
+        sure = prob[0, caption.start : caption.end].min().item()
+        print(f"{caption.start:5}  {sure:.2f}  {caption.text}")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,311 @@
+"""
+Checkpoints: one folder per save, out/<run>/step-000800, complete on disk before it has its name.
+
+    encoder/  predictor/  target/     weights, as each part's save_pretrained writes them
+    tokenizer.json  config.json       the words, and the settings
+    state.pt                          optimizer and all else that resuming needs
+    checksums.json                    size and CRC-32 of every file: a changed byte is an error
+
+A run keeps its two newest and the best on validation, whose name is in out/<run>/best.
+"""
+
+import json
+import math
+import os
+import re
+import shutil
+import zlib
+from itertools import chain
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from runtime.distributed import RANK, WORLD, broadcast, print0
+
+KEEP = 2
+UMASK = os.umask(0)
+os.umask(UMASK)  # it can only be read by being set
+
+
+def flush(path):
+    descriptor = os.open(path, os.O_RDONLY)
+    os.fsync(descriptor)
+    os.close(descriptor)
+
+
+def replace(path, fill):
+    """fill(path) writes a file beside, which then takes path's place: whole, or not at all."""
+    path = Path(path)
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    fill(beside)
+    beside.chmod(0o666 & ~UMASK)  # safetensors' files are for their owner alone
+    flush(beside)
+    os.replace(beside, path)
+
+
+def save_tensors(tensors, path, metadata=None):
+    replace(path, lambda beside: save_file(tensors, beside, metadata))
+
+
+def write_json(value, path):
+    replace(path, lambda beside: beside.write_text(json.dumps(value, indent=2)))
+
+
+def read_json(path, kind=dict):
+    """Raises ValueError with one line where there is no file, no JSON, or another kind of value."""
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"{path} is missing")
+    try:
+        value = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not JSON ({error})") from None
+    if not isinstance(value, kind):
+        raise ValueError(f"{path} holds a {type(value).__name__}, a {kind.__name__} is wanted")
+    return value
+
+
+# -----------------------------------------------------------------------------
+# which checkpoints there are
+
+
+def checkpoints(out_dir):
+    """The checkpoints of a run, oldest first. What a user renamed is none."""
+    paths = [
+        path for path in Path(out_dir).glob("step-*") if re.fullmatch(r"step-\d{6,}", path.name)
+    ]
+    complete = [path for path in paths if (path / "checksums.json").exists()]
+    return sorted(complete, key=lambda path: int(path.name[5:]))
+
+
+def newest(out_dir):
+    return max(checkpoints(out_dir), key=lambda path: int(path.name[5:]), default=None)
+
+
+def best(out_dir):
+    """The checkpoint of a run that is best on validation, else the newest. Raises ValueError."""
+    paths = checkpoints(out_dir)
+    if not paths:
+        raise ValueError(
+            f"{out_dir}: no checkpoint; `python train.py --out_dir={out_dir}` makes one"
+        )
+    name = Path(out_dir, "best")
+    chosen = name.read_text(errors="replace") if name.is_file() else ""
+    return next((path for path in paths if path.name == chosen), paths[-1])
+
+
+CLAIM = []  # the open file whose lock is this process's claim
+
+
+def claim(out_dir, resume):
+    """Makes out_dir this run's alone until the process ends. Returns what to resume from, or None.
+
+    Raises ValueError where another run writes, or one is there that is not to be resumed.
+    """
+    if RANK > 0:
+        return broadcast(None)
+    import fcntl  # not on Windows, where a run can still be read
+
+    out_dir = Path(out_dir)
+    while CLAIM:
+        os.close(CLAIM.pop())
+    try:
+        out_dir.mkdir(parents=True, exist_ok=True)
+        CLAIM.append(os.open(out_dir / ".lock", os.O_CREAT | os.O_RDWR))
+    except OSError as error:
+        raise ValueError(f"--out_dir={out_dir}: {error.strerror}; choose another") from None
+    try:
+        fcntl.flock(CLAIM[0], fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        raise ValueError(f"--out_dir={out_dir}: another run writes there; choose another") from None
+    for stale in out_dir.glob(".step-*"):
+        shutil.rmtree(stale)
+    last = newest(out_dir)
+    if last and not resume:
+        raise ValueError(
+            f"{last} is there: --resume goes on from it, another --out_dir starts anew"
+        )
+    return broadcast(last)
+
+
+# -----------------------------------------------------------------------------
+# writing
+
+
+def threads_and_processes():
+    return [torch.get_num_threads(), WORLD]
+
+
+def save(out_dir, parts, tokenizer, optimizer, config, state):
+    """Writes out_dir/step-<state["step"]>, then removes old checkpoints.
+
+    parts: {name: module with save_pretrained}. Raises ValueError where the disk refuses.
+    """
+    final = Path(out_dir) / f"step-{state['step']:06d}"
+    beside = final.with_name(f".{final.name}")
+    state = state | dict(optimizer=optimizer.state_dict(), machine=threads_and_processes())
+    try:
+        for name, part in parts.items():
+            part.save_pretrained(beside / name)
+        tokenizer.save(beside / "tokenizer.json")
+        write_json(config, beside / "config.json")
+        torch.save(state, beside / "state.pt")
+        write_json(checksums(beside), beside / "checksums.json")
+        for path in [*beside.rglob("*"), beside]:
+            flush(path)
+        os.rename(beside, final)
+        tidy(out_dir, state["best_step"])
+    except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors have theirs
+        free = shutil.disk_usage(out_dir).free / 1e6
+        shutil.rmtree(beside, ignore_errors=True)
+        raise ValueError(
+            f"{final} cannot be saved: {error}; {free:.1f} MB are free. What was saved before "
+            f"({newest(out_dir)}) is whole: make room, then go on with --resume"
+        ) from None
+
+
+def check_finite(out_dir, step, value, bad):
+    """How many steps in a row were not finite, and so are skipped. Raises ValueError after ten."""
+    if math.isfinite(value):
+        return 0
+    print0(f"step {step}: loss or gradient is not finite, the step is skipped")
+    if bad == 9:
+        last = newest(out_dir) or "none there; `python -m scripts.show` looks at the data"
+        raise ValueError(f"step {step}: ten steps in a row not finite; last checkpoint: {last}")
+    return bad + 1
+
+
+def tidy(out_dir, best_step):
+    """Names the best checkpoint, and removes all but it and the newest."""
+    out_dir = Path(out_dir)
+    best_name = f"step-{best_step:06d}"
+    if (out_dir / best_name).exists():
+        replace(out_dir / "best", lambda beside: beside.write_text(best_name))
+    for old in checkpoints(out_dir)[:-KEEP]:
+        if old.name != best_name:
+            hidden = old.with_name(f".{old.name}")  # never half a checkpoint under its own name
+            os.rename(old, hidden)
+            shutil.rmtree(hidden)
+    flush(out_dir)
+
+
+def open_log(out_dir, step, config, wandb):
+    """What takes a row {name: value} of the log: to out_dir/log.jsonl, where rows beyond `step` are
+    removed first, to the terminal, and to Weights & Biases if `wandb` names a project."""
+    if RANK > 0:
+        return None
+    path = Path(out_dir) / "log.jsonl"
+    lines = path.read_text(errors="replace").splitlines() if path.is_file() else []
+    kept = [line for line in lines if logged_step(line) <= step]
+    replace(path, lambda beside: beside.write_text("".join(line + "\n" for line in kept)))
+    file = open(path, "a", buffering=1)
+    if wandb:
+        wandb_run = start_wandb(wandb, out_dir, config)
+
+    def log(row):
+        file.write(json.dumps(row) + "\n")
+        numbers = (f"{x:.3f}" if isinstance(x, float) else x for x in row.values())
+        print0("  ".join(f"{name} {x}" for name, x in zip(row, numbers, strict=True)))
+        if wandb:
+            wandb_run.log(row, step=row["step"])
+
+    return log
+
+
+def start_wandb(project, out_dir, config):
+    try:
+        import wandb
+    except ImportError as error:
+        raise ValueError(f"{error}; pip install -r requirements-extra.txt") from None
+    return wandb.init(project=project, dir=out_dir, config=config)
+
+
+def logged_step(line):
+    """The step of a line of the log; infinite where a kill left half a line."""
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError):
+        return float("inf")
+
+
+# -----------------------------------------------------------------------------
+# reading
+
+
+def checksums(folder):
+    """{path within folder: [size, CRC-32]} of all files but checksums.json and hidden ones."""
+    sums = {}
+    for path in sorted(Path(folder).rglob("*")):
+        if not path.is_file() or path.name == "checksums.json" or path.name.startswith(".DS_"):
+            continue
+        crc = 0
+        with open(path, "rb") as file:
+            while block := file.read(1 << 20):
+                crc = zlib.crc32(block, crc)
+        sums[path.relative_to(folder).as_posix()] = [path.stat().st_size, crc]
+    return sums
+
+
+def verify(folder):
+    """Raises ValueError if a file of a checkpoint, or of a part of one, is not as it was saved."""
+    folder = Path(folder)
+    root = folder if (folder / "checksums.json").exists() else folder.parent
+    if not (root / "checksums.json").exists():
+        return  # not saved by `save`: a published model
+    prefix = "" if root == folder else folder.name + "/"
+    saved = read_json(root / "checksums.json")
+    saved = {name[len(prefix) :]: x for name, x in saved.items() if name.startswith(prefix)}
+    now = checksums(folder)
+    wrong = sorted(name for name in saved.keys() | now.keys() if saved.get(name) != now.get(name))
+    if wrong:
+        names = ", ".join(wrong[:3])
+        raise ValueError(
+            f"{folder}: {names} not as saved; remove {root}, then the one before counts"
+        )
+
+
+def restore(part, folder):
+    """Copies saved weights into a module: model.safetensors into .lm, x.safetensors into .x."""
+    stored = {}
+    for path in Path(folder).glob("*.safetensors"):
+        prefix = "lm" if path.name.startswith("model") else path.stem
+        stored |= {f"{prefix}.{name}": tensor for name, tensor in load_file(path).items()}
+    saved_names = part.state_dict()
+    named = chain(part.named_parameters(), part.named_buffers())
+    own = {name: x for name, x in named if name in saved_names}  # tied weights once
+    other = sorted(stored.keys() ^ own.keys())
+    if other:
+        raise ValueError(f"{folder} has other weights than this model: {', '.join(other[:3])}")
+    for name, x in own.items():
+        x.data.copy_(stored[name])
+
+
+def load(folder, parts, optimizer, config, fixed, identity):
+    """Puts weights {name: module} and optimizer back as saved. Returns the rest of the state.
+
+    Raises ValueError for a changed byte, another value of a `fixed` setting, or other data.
+    """
+    if RANK == 0:
+        verify(folder)
+    saved = read_json(folder / "config.json")
+    changed = {
+        name: f"{name} {saved[name]!r} -> {value!r}"
+        for name, value in config.items()
+        if saved.get(name, value) != value and name != "resume"
+    }
+    other = [changed[name] for name in fixed if name in changed]
+    if other:
+        raise ValueError(f"{folder} is of another run ({', '.join(other)}): another --out_dir")
+    state = torch.load(folder / "state.pt", map_location="cpu", weights_only=True, mmap=True)
+    if state["identity"] != identity:
+        raise ValueError(f"{folder} was trained on other data than {config['data']} holds now")
+    for name, part in parts.items():
+        restore(part, folder / name)
+    optimizer.load_state_dict(state.pop("optimizer"))
+    machine = state.pop("machine")
+    if machine != threads_and_processes():
+        changed["machine"] = f"{machine} threads and processes before: the same but for rounding"
+    print0("; ".join([f"resuming from {folder}", *changed.values()]))
+    return state

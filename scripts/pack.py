@@ -1,0 +1,387 @@
+"""
+Packs your observations and captions into a data set (data.py says what that is).
+
+    python -m scripts.pack --obs='episodes/*.npy' --captions=captions.csv --out=data/mine
+    python -m scripts.pack .. --fps=5      the captions' times are seconds, a second has 5 steps
+
+Observations: .npy, .npz or .safetensors, an array (steps, dims) per episode. A file's only array
+is the episode named like the file without its ending; several are the episodes file/array.
+
+Captions: .csv with the columns episode,start,text and optionally end, or .jsonl with the same keys,
+as `sample.py --json` writes. A line with an episode and nothing else says that nothing happens in
+it; episodes that no line names are not annotated. Of several files, as in
+--captions=captions.csv,corrected.jsonl, a later one replaces what earlier ones say of an episode.
+What an encoder wrote (its lines have "sure") trains, corrected or not; val and test are a person's.
+
+The same call again goes on where it was stopped, and packs again what is no longer as written.
+"""
+
+import csv
+import difflib
+import glob
+import hashlib
+import io
+import json
+import math
+import os
+import zipfile
+import zlib
+from itertools import pairwise
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from tqdm import tqdm
+
+from configurator import check_range, configure, run
+from data import Caption, Episode, record_faults, write_meta, write_shard
+from runtime.checkpoint import read_json, write_json
+from runtime.shards import DTYPES, shard_path
+from scripts.check import shard_faults
+
+obs = ""  # the observations' files, e.g. 'episodes/*.npy'
+captions = ""  # .csv or .jsonl, several with commas between; without it nothing is annotated
+out = ""  # folder of the data set, e.g. data/mine
+fps = 0.0  # steps per second; with it the captions' times are seconds, else steps
+annotated = "all"  # of an episode with captions: 'all' | 'captions', only where they are
+val = 0.1  # share of the annotated episodes that validate, at least one
+test = 0.1  # share that test, at least one
+source = ""  # where the observations come from, for meta.json
+licence = ""  # what may be done with them, for meta.json
+
+SHARD = 256 * 2**20  # bytes of observations in a shard
+REAL = "float", "bfloat", "int", "uint", "bool"
+UNREADABLE = OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, SafetensorError
+
+# -----------------------------------------------------------------------------
+# observations
+
+
+class Recording(NamedTuple):
+    """An episode's observations: array `name` of a file, of that many steps."""
+
+    id: str
+    path: str
+    name: str
+    steps: int
+
+
+def open_arrays(path):
+    """{name: array} of a file; rows of .npy and .safetensors are read as they are used."""
+    if path.endswith(".npy"):
+        return {"": np.load(path, mmap_mode="r")}
+    if path.endswith(".npz"):
+        return np.load(path)
+    if path.endswith(".safetensors"):
+        return load_file(path)
+    raise ValueError("neither .npy, .npz nor .safetensors")
+
+
+def describe_arrays(path):
+    """[(name, shape, dtype as text), ..]. Raises ValueError for what are no observations."""
+    try:
+        arrays = [
+            (name, tuple(x.shape), getattr(x.dtype, "name", str(x.dtype)[6:]))
+            for name, x in open_arrays(path).items()
+        ]
+    except UNREADABLE as error:
+        raise ValueError(f"{path}: not observations: {error}") from None
+    for name, shape, dtype in arrays:
+        if len(shape) != 2 or not all(shape):
+            raise ValueError(f"{path}:{name} shape {shape}; observations are (steps, dims)")
+        if not dtype.startswith(REAL):
+            raise ValueError(f"{path}:{name} {dtype}; observations are real numbers")
+    return arrays
+
+
+def stored_dtype(dtypes):
+    """The dtype for observations of these dtypes: theirs if it is one and can be stored."""
+    dtypes = {"uint8" if dtype == "bool" else dtype for dtype in dtypes}
+    return dtypes.pop() if len(dtypes) == 1 and dtypes <= set(DTYPES.values()) else "float32"
+
+
+def find_recordings():
+    """All episodes in order of their ids, their dims, and the dtype in which they are stored."""
+    recordings, dims, dtypes = [], {}, set()
+    for path in sorted(glob.glob(os.path.expanduser(obs), recursive=True)):
+        arrays = describe_arrays(path)
+        for name, (steps, D), dtype in arrays:
+            suffix = f"/{name}" if len(arrays) > 1 else ""
+            recordings.append(Recording(Path(path).stem + suffix, path, name, steps))
+            dims.setdefault(D, path)
+            dtypes.add(dtype)
+    if not recordings:
+        raise ValueError(f"--obs={obs}: no such files; quote it, as in --obs='episodes/*.npy'")
+    if len(dims) > 1:
+        examples = ", ".join(f"{D} in {path}" for D, path in list(dims.items())[:2])
+        raise ValueError(f"observations differ in dims: {examples}")
+    recordings.sort()
+    for a, b in pairwise(recordings):
+        if a.id == b.id:
+            raise ValueError(f"{a.path} and {b.path}: two episodes called {a.id!r}; rename one")
+    return recordings, min(dims), stored_dtype(dtypes)
+
+
+def load(recording, dtype):
+    """The observations of an episode (N, D). Raises ValueError where one is not finite."""
+    x = open_arrays(recording.path)[recording.name]
+    if isinstance(x, np.ndarray):
+        with np.errstate(over="ignore"):  # what is too large is told below
+            x = torch.from_numpy(x.astype(dtype))
+    x = x.to(getattr(torch, dtype))
+    bad = ~x.isfinite().all(1)
+    if bad.any():
+        place = f"{recording.path}:{recording.name}".rstrip(":")
+        step = int(bad.nonzero()[0])
+        raise ValueError(f"{place}, step {step}: not a finite number, or too large for {dtype}")
+    return x
+
+
+# -----------------------------------------------------------------------------
+# captions
+
+
+def csv_rows(text):
+    """(line number, dict) of a .csv file's rows."""
+    reader = csv.DictReader(io.StringIO(text))
+    reader.fieldnames = [name.strip() for name in reader.fieldnames or []]
+    missing = sorted({"episode", "start", "text"} - set(reader.fieldnames))
+    if missing:
+        names = ", ".join(missing)
+        raise ValueError(
+            f"the columns are episode,start,end,text; missing, or no commas between: {names}"
+        )
+    for row in reader:
+        yield reader.line_num, row
+
+
+def json_rows(text):
+    """(line number, dict) of a .jsonl file's rows; {} for what is no JSON object."""
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.strip():
+            try:
+                row = json.loads(line)
+            except (ValueError, RecursionError):
+                row = {}
+            yield number, row if isinstance(row, dict) else {}
+
+
+def read_caption(row, steps):
+    """A row -> its Caption, or None where it says that nothing happens. Raises ValueError."""
+    text = " ".join(str(row.get("text") or "").split())
+    start, end = row.get("start"), row.get("end")
+    if start in (None, "") and not text:
+        return None
+    if not text:
+        raise ValueError("no text; leave the line out")
+    rate = fps if fps and row.get("unit") != "steps" else 1
+    try:
+        first = float(start) * rate
+        last = first if end in (None, "") else float(end) * rate
+    except (TypeError, ValueError):
+        raise ValueError(f"start {start!r}, end {end!r}: not numbers") from None
+    if not 0 <= first < steps or not first <= last < math.inf:
+        hint = f"--fps={fps:g} makes times seconds" if fps else "--fps=.. makes times seconds"
+        name = row["episode"]
+        raise ValueError(
+            f"start {start}, end {end}; episode {name} has steps 0 .. {steps - 1}; {hint}"
+        )
+    if rate == 1 and first % 1:
+        raise ValueError(f"start {start}: a step is a whole number; --fps=.. makes times seconds")
+    first = int(first + 1e-6)
+    return Caption(first, min(max(math.ceil(last - 1e-6), first + 1), steps), text)
+
+
+def read_row(row, steps):
+    """A row -> the id of its episode, and a list of its caption if it has one."""
+    if "episode" not in row or (len(row) > 1 and not {"start", "text"} <= row.keys()):
+        raise ValueError("not a JSON object with episode, start and text")
+    if None in row:
+        raise ValueError('more fields than columns; a text with a comma wants "quotes"')
+    name = str(row["episode"])
+    if name not in steps:
+        near = difflib.get_close_matches(name, steps, 1)
+        hint = f"did you mean {near[0]!r}?" if near else f"the first is {next(iter(steps))!r}"
+        raise ValueError(f"no episode {name!r}; {hint}")
+    caption = read_caption(row, steps[name])
+    in_episode = [caption] if caption else []
+    record = dict(id=name, annotated="all", captions=[c._asdict() for c in in_episode])
+    for fault in record_faults(record, steps[name]):
+        raise ValueError(fault)
+    return name, in_episode
+
+
+def read_captions(path, steps):
+    """{episode id: captions} of a file, and whether an encoder wrote them.
+
+    steps: {episode id: its length}. Raises ValueError for all that a data set would refuse.
+    """
+    texts, written, ended = {}, False, False
+    place = f"{path}, line 1"
+    rows = csv_rows if path.endswith(".csv") else json_rows
+    try:
+        for number, row in rows(Path(path).read_text(encoding="utf-8-sig")):
+            place = f"{path}, line {number}"
+            name, in_episode = read_row(row, steps)
+            texts.setdefault(name, []).extend(in_episode)
+            written |= "sure" in row
+            ended |= row.get("end") not in (None, "")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not UTF-8 ({error}); save it as UTF-8") from None
+    except (ValueError, csv.Error) as error:
+        raise ValueError(f"{place}: {error}") from None
+    if not texts:
+        raise ValueError(f"{path}: no captions in it")
+    if annotated == "captions" and not ended:
+        raise ValueError(f"{path}: --annotated=captions wants captions to end; no line has an end")
+    return {name: sorted(in_episode) for name, in_episode in texts.items()}, written
+
+
+def read_all_captions(steps):
+    """{episode id: captions} of all files, and the episodes whose captions a person made."""
+    texts, by_person = {}, set()
+    for path in filter(None, captions.split(",")):
+        of_file, written = read_captions(path, steps)
+        texts |= of_file
+        by_person = by_person - of_file.keys() if written else by_person | of_file.keys()
+    return texts, by_person or set(texts)
+
+
+# -----------------------------------------------------------------------------
+# shards
+
+
+def held_out(by_person, total):
+    """{episode id: "val" or "test"}: shares of `total` annotated episodes, at least one each.
+
+    They are drawn from a hash of the ids, so that more episodes move few from split to split.
+    """
+    if not by_person:
+        return {}
+    if total < 3:
+        raise ValueError(f"{total} annotated episodes: train, val and test take three; cut one up")
+    order = sorted(by_person, key=lambda name: hashlib.sha256(name.encode()).digest())
+    n_val, n_test = (min(max(round(x * total), 1), len(order) // 2) for x in (val, test))
+    if n_val + n_test >= total:
+        raise ValueError(f"--val={val} --test={test}: nothing annotated is left for training")
+    at_ends = order[:n_val], order[len(order) - n_test :]  # so one does not move the other
+    return dict.fromkeys(at_ends[0], "val") | dict.fromkeys(at_ends[1], "test")
+
+
+def plan(recordings, splits, room):
+    """{(split, index of the shard): its recordings}, at most `room` steps in a shard.
+
+    splits: {episode id: "val" or "test"}; the others are for training.
+    """
+    shards = {}
+    for split in ("train", "val", "test"):
+        index = steps = 0
+        for recording in recordings:
+            if splits.get(recording.id, "train") != split:
+                continue
+            if steps and steps + recording.steps > room:
+                index, steps = index + 1, 0
+            steps += recording.steps
+            shards.setdefault((split, index), []).append(recording)
+    return shards
+
+
+def fingerprint(recordings, texts, dtype):
+    """Changes when a shard's files, captions or settings do."""
+    about = [annotated, dtype]
+    for recording in recordings:
+        stat = os.stat(recording.path)
+        about += [recording.id, os.path.abspath(recording.path), recording.name]
+        about += [stat.st_size, stat.st_mtime_ns, texts.get(recording.id)]
+    return hashlib.sha256(json.dumps(about).encode()).hexdigest()
+
+
+def find_intact(folder, wanted, meta):
+    """Of the wanted {path: fingerprint}, {name: fingerprint} of those packed before and intact."""
+    path = folder / "packed.json"
+    if not path.exists() and any(folder.glob("*.safetensors")):
+        raise ValueError(f"{folder}: a data set that was not packed here; choose another --out")
+    packed = read_json(path) if path.exists() else {}
+    return {
+        path.name: key
+        for path, key in tqdm(wanted.items(), desc="checking", leave=False, disable=None)
+        if packed.get(path.name) == key and not shard_faults((path, meta))
+    }
+
+
+def make_episode(recording, texts, dtype):
+    in_episode = texts.get(recording.id, [])
+    known = [[caption.start, caption.end] for caption in in_episode]
+    if annotated == "all" and recording.id in texts:
+        known = "all"
+    return Episode(recording.id, load(recording, dtype), in_episode, known)
+
+
+def pack(folder, shards, texts, meta):
+    """Makes the data set consist of these shards. Those packed before and intact stay as they are.
+
+    shards: {(split, index): its recordings}; texts: {episode id: captions}; meta: of meta.json.
+    """
+    dtype = meta["dtype"]
+    paths = {shard: shard_path(folder, *shard) for shard in shards}
+    wanted = {paths[shard]: fingerprint(shards[shard], texts, dtype) for shard in shards}
+    packed = find_intact(folder, wanted, meta)
+    missing = [shard for shard, path in paths.items() if path.name not in packed]
+    surplus = set(folder.glob("*-?????.safetensors")) - wanted.keys()
+
+    # what cannot be packed raises here, while the old data set is still whole
+    for shard in tqdm(missing, desc="reading", unit="shard", leave=False, disable=None):
+        for recording in shards[shard]:
+            load(recording, dtype)
+
+    # from here on it is no data set, and an interrupted call does not trust the shards it replaces
+    if missing or surplus:
+        (folder / "meta.json").unlink(missing_ok=True)
+        write_json(packed, folder / "packed.json")
+    for shard in tqdm(missing, desc="packing", unit="shard", disable=None):
+        write_shard(folder, *shard, [make_episode(r, texts, dtype) for r in shards[shard]])
+        packed[paths[shard].name] = wanted[paths[shard]]
+        write_json(packed, folder / "packed.json")
+    for path in surplus:
+        path.unlink()
+        path.with_suffix(".jsonl").unlink(missing_ok=True)
+    write_meta(folder, **meta)
+
+
+def check_settings():
+    for name in ("obs", "out"):
+        if not globals()[name]:
+            raise ValueError(f"--{name} is needed; python -m scripts.pack --help")
+    if annotated not in ("all", "captions"):
+        raise ValueError(f"--annotated={annotated}: 'all' or 'captions'")
+    check_range(globals(), 0, "fps")
+    check_range(globals(), 0, "val test", most=0.5)
+
+
+def main():
+    check_settings()
+    recordings, D, dtype = find_recordings()
+    texts, by_person = read_all_captions({r.id: r.steps for r in recordings})
+    room = SHARD // (D * getattr(torch, dtype).itemsize)
+    shards = plan(recordings, held_out(by_person, len(texts)), room)
+    meta = dict(obs_dim=D, dtype=dtype, steps_per_second=fps or None)
+    meta |= dict(
+        source=source, licence=licence, splits=list(dict.fromkeys(split for split, _ in shards))
+    )
+    folder = Path(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    pack(folder, shards, texts, meta)
+    steps = sum(recording.steps for recording in recordings)
+    print(
+        f"{out}: {len(recordings)} episodes, {steps:,} steps of {D} {dtype}, "
+        f"{len(texts)} episodes annotated with {sum(map(len, texts.values()))} captions; "
+        f"look at it: python -m scripts.show {out}"
+    )
+
+
+if __name__ == "__main__":
+    configure(globals())
+    run(main)

@@ -1,0 +1,209 @@
+"""
+Tells what is in a data set, and warns of what will hurt training.
+
+    python -m scripts.show data/crafter
+"""
+
+import difflib
+import glob
+import hashlib
+import os
+import sys
+from collections import Counter
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from configurator import run
+from data import SILENCE, Episodes, Tokenizer
+from encoder import Projector
+from train import feature_power
+
+SPLITS = "train", "val", "test"
+READ = 2**30  # bytes of observations read for the statistics; of more, every n-th episode
+FEW = 4  # of 16 dims or more, no more than this weigh: too few
+TOLERANCE = 3  # steps that a caption may wait for another, as in data.match
+
+
+def observation_statistics(splits):
+    """Mean, deviation, least and largest value of each dim (D,), and of how many episodes."""
+    every = [(episodes, i) for episodes in splits.values() for i in range(len(episodes))]
+    size = sum(4 * episodes.meta["obs_dim"] * episodes.steps(i) for episodes, i in every)
+    some = every[:: size // READ + 1]
+    count, total, square = 0, 0, 0
+    least, most = torch.tensor(np.inf), torch.tensor(-np.inf)
+    shift = some[0][0].obs(some[0][1], 0, 1).double()  # or a large mean swallows the deviation
+    for episodes, i in tqdm(some, desc="reading", leave=False, disable=None):
+        x = episodes.obs(i).double()
+        count += len(x)
+        total += (x - shift).sum(0)
+        square += (x - shift).square().sum(0)
+        least, most = torch.minimum(least, x.amin(0)), torch.maximum(most, x.amax(0))
+    mean = total / count
+    std = (square / count - mean**2).clamp(min=0).sqrt()
+    return shift[0] + mean, std, least, most, len(some)
+
+
+def identical_episodes(splits):
+    """Episodes whose first and last 32 observations are the same: [[(split, id), ..], ..]."""
+    groups = {}
+    for split, episodes in splits.items():
+        for i, record in enumerate(episodes.records):
+            n = episodes.steps(i)
+            ends = torch.cat([episodes.obs(i, 0, 32), episodes.obs(i, max(n - 32, 0), n)])
+            key = n, hashlib.sha256(ends.float().numpy().tobytes()).digest()
+            groups.setdefault(key, []).append((split, record["id"]))
+    return [group for group in groups.values() if len(group) > 1]
+
+
+def text_statistics(episodes, tokenizer):
+    """What a split's captions become on the stream, as a dict of counts and lists."""
+    counts = dict(texts=Counter(), tokens=[], waits=[], overlap=0, cut=0, silence=0, known=0)
+    for i in range(len(episodes)):
+        captions = sorted(episodes.captions(i))
+        tok, known = episodes.stream(i, tokenizer)
+        counts["known"] += int(known.sum())
+        counts["silence"] += int((known & (tok == SILENCE)).sum())
+        counts["texts"].update(caption.text for caption in captions)
+        pairs = zip(captions, captions[1:], strict=False)
+        counts["overlap"] += sum(after.start < before.end for before, after in pairs)
+        free = 0
+        for caption in captions:
+            length = len(tokenizer.encode_caption(caption.text))
+            start = max(caption.start, free)
+            free = start + length + 1
+            counts["tokens"].append(length)
+            counts["waits"].append(start - caption.start)
+            counts["cut"] += free > episodes.steps(i)
+    return counts
+
+
+def share(n, total):
+    return f"{n} ({100 * n / max(total, 1):.0f} %)"
+
+
+def describe(split, episodes, counts):
+    """A split in a few lines."""
+    steps = [episodes.steps(i) for i in range(len(episodes))]
+    total, rate = sum(steps), episodes.meta["steps_per_second"]
+    hours = f", {total / rate / 3600:.2f} hours at {rate:g} steps per second" if rate else ""
+    texts, tokens, waits = counts["texts"], counts["tokens"], counts["waits"]
+    n = texts.total()
+    known = share(counts["known"], total)
+    print(f"{split}: {len(steps)} episodes of {min(steps)} to {max(steps)} steps", end=", ")
+    print(f"{total:,} steps{hours}")
+    print(f"  annotated: {known} of the steps; {n} captions, {len(texts)} different")
+    if not n:
+        return
+    silence = share(counts["silence"], counts["known"])
+    print(f"  a caption has {np.mean(tokens):.1f} tokens (most: {max(tokens)})", end="; ")
+    print(f"silence: {silence} of the annotated steps")
+    print(f"  {share(counts['overlap'], n)} start before the last has ended", end="; ")
+    print(f"{share(counts['cut'], n)} are cut off by the end")
+    waiting = share(sum(wait > 0 for wait in waits), n)
+    print(f"  {waiting} wait for another to be written, at most {max(waits)} steps")
+    print("  most frequent:", ", ".join(f"{text} {count}" for text, count in texts.most_common(8)))
+
+
+def observation_warnings(mean, std, least, most):
+    constant, faint = most == least, (most > least) & (std < 1e-2)
+    wild = (torch.maximum(most - mean, mean - least) > 100 * std) & (std >= 1e-2)
+    for mask, problem in (
+        (constant, "never change: leave them out"),
+        (faint, "deviate by less than 0.01, where standardising stops: scale them up"),
+        (wild, "have values beyond 100 standard deviations, which are clipped: try the logarithm"),
+    ):
+        dims = mask.nonzero()[:, 0].tolist()
+        if dims:
+            names = ", ".join(map(str, dims[:8])) + (", .." if len(dims) > 8 else "")
+            yield f"{len(dims)} of the dims ({names}) {problem}"
+
+
+def text_warnings(counts):
+    """counts: {split: what text_statistics says}."""
+    for split in SPLITS:
+        if split not in counts:
+            yield f"no split {split}: train.py needs train, val and test"
+        elif not counts[split]["known"]:
+            yield f"nothing is annotated in {split}: no words to learn, or no score"
+    for split, of_split in counts.items():
+        texts = of_split["texts"]
+        late = sum(wait > TOLERANCE for wait in of_split["waits"])
+        if late > texts.total() / 10:
+            yield (
+                f"{split}: {late} of {texts.total()} captions wait more than {TOLERANCE} steps: "
+                "merge or shorten some, or use more steps"
+            )
+        if of_split["silence"] < of_split["known"] / 5:
+            yield f"{split}: less than a fifth of the annotated steps is silence: too dense"
+        new = texts.keys() - counts.get("train", of_split)["texts"].keys()
+        if new:
+            yield f"{split}: {len(new)} texts that no training episode has, e.g. {min(new)!r}"
+
+
+def identity_warnings(groups):
+    for group in groups:
+        leakage = "leakage: " if len({split for split, _ in group}) > 1 else ""
+        names = ", ".join(f"{split} {name}" for split, name in group[:4])
+        yield f"{leakage}identical episodes: {names}"
+
+
+def weight_warnings(episodes):
+    """A warning where train.py's default feature_power would hide nearly all of the dims."""
+    D = episodes.meta["obs_dim"]
+    projector = Projector(D, 1)
+    projector.standardise(episodes, feature_power)
+    effective = projector.effective()
+    if D >= 16 and effective < FEW:
+        setting = f"--feature_power={feature_power:g}"
+        yield f"{D} dims weigh as {effective:.1f} at {setting}, the default of train.py: try 0"
+
+
+def open_splits(folder):
+    """{split: Episodes} of those that are there. Raises ValueError if there is none."""
+    if not os.path.isdir(folder):
+        near = difflib.get_close_matches(folder, glob.glob("data/*"), 1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise ValueError(f"{folder}: no such folder{hint}")
+    pattern = glob.escape(folder) + "/{}-?????.safetensors"
+    present = [split for split in SPLITS if glob.glob(pattern.format(split))]
+    return {split: Episodes(folder, split) for split in present or ["train"]}
+
+
+def show(folder):
+    splits = open_splits(folder)
+    first = next(iter(splits.values()))
+    meta = first.meta
+    origin = "; ".join(f"{key}: {meta.get(key) or 'not told'}" for key in ("source", "licence"))
+    print(f"{folder}: {meta['obs_dim']} {meta['dtype']} a step; {origin}")
+    records = [record for episodes in splits.values() for record in episodes.records]
+    captions = [caption["text"] for record in records for caption in record["captions"]]
+    tokenizer = Tokenizer.from_captions(captions)
+    counts = {split: text_statistics(episodes, tokenizer) for split, episodes in splits.items()}
+    for split, episodes in splits.items():
+        describe(split, episodes, counts[split])
+    mean, std, least, most, read = observation_statistics(splits)
+    print(
+        f"observations ({read} of {len(records)} episodes): values {least.min():.4g} to "
+        f"{most.max():.4g}; standard deviation of a dim {std.min():.3g} to {std.max():.3g}, "
+        f"median {std.median():.3g}"
+    )
+    warnings = [
+        *observation_warnings(mean, std, least, most),
+        *text_warnings(counts),
+        *identity_warnings(identical_episodes(splits)),
+        *weight_warnings(first),
+    ]
+    for warning in warnings or ["none"]:
+        print(f"warning: {warning}")
+
+
+def main():
+    if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
+        raise ValueError(__doc__.strip())
+    show(sys.argv[1])
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,96 @@
+"""
+Captions a stream of raw embeddings as it arrives on stdin, at constant cost and memory.
+
+    producer | python -m scripts.stream --out_dir=out/crafter
+
+A line per caption when it is complete: start, confidence (its least sure token), text.
+"""
+
+import sys
+import time
+from collections import deque
+from json import dumps
+
+import numpy as np
+import torch
+
+from configurator import configure, run
+from data import END, SILENCE, Tokenizer
+from encoder import Encoder
+from runtime import checkpoint
+from runtime.distributed import pick_device
+
+out_dir = "out/crafter"  # the run to load
+dtype = "float32"  # of the numbers on stdin: 'float32' | 'float16'
+json = False  # a JSON object per caption instead of text
+device = "auto"  # 'auto' | 'cpu' | 'cuda' | 'mps'
+
+
+def captions_of(stream, tokenizer):
+    """From (token, probability) as they come, each complete caption: start, end, text, sure."""
+    ids, sure, t = [], 1.0, -1
+    for t, (token, prob) in enumerate(stream):
+        if token > SILENCE or (ids and token == END):
+            ids, sure = [*ids, token], min(sure, prob)
+        if ids and token <= SILENCE:
+            end = t + (token == END)
+            yield end - len(ids), end, tokenizer.decode(ids), sure
+            ids, sure = [], 1.0
+    if ids:
+        yield t + 1 - len(ids), t + 1, tokenizer.decode(ids), sure
+
+
+def arriving(source, D, clock):
+    """Observations (1, D) from a binary stream; clock[0] is when the last one came."""
+    size, step = D * np.dtype(dtype).itemsize, 0
+    while raw := source.read(size):
+        if len(raw) < size:
+            here = f"{len(raw)} of its {size} bytes; a step is {D} numbers of {dtype}"
+            raise ValueError(f"stdin ended inside step {step}: {here}")
+        obs = np.frombuffer(raw, dtype).astype(np.float32)
+        if not np.isfinite(obs).all():
+            raise ValueError(f"stdin, step {step}: not a finite number; {D} numbers of {dtype}?")
+        clock[0] = time.perf_counter()
+        yield torch.from_numpy(obs)[None]
+        step += 1
+    if step == 0:
+        raise ValueError(f"stdin was empty: a step is {D} numbers of {dtype}")
+
+
+def written(encoder, source, clock, seconds):
+    """(token, probability) of each step, and in `seconds` how long it took."""
+    device, D = encoder.projector.mean.device, len(encoder.projector.mean)
+    observations = (obs.to(device) for obs in arriving(source, D, clock))
+    for tok, prob in encoder.stream(observations):
+        step = tok.item(), prob.item()
+        seconds.append(time.perf_counter() - clock[0])
+        yield step
+
+
+def caption_stdin(encoder, tokenizer):
+    """Prints each caption when it is complete, and at the end how long a step took."""
+    clock, seconds = [0.0], deque(maxlen=10_000)  # the latest steps: constant memory
+    steps = written(encoder, sys.stdin.buffer, clock, seconds)
+    for start, end, text, sure in captions_of(steps, tokenizer):
+        line = dict(start=start, end=end, text=text, unit="steps", sure=round(sure, 3))
+        print(dumps(line) if json else f"{start:5}  {sure:.2f}  {text}", flush=True)
+    p50, p99 = np.percentile(seconds, (50, 99)) * 1000
+    latest = f"{p50:.2f} ms (p50), {p99:.2f} ms (p99); latest {len(seconds)} steps"
+    print(f"a step took {latest}", file=sys.stderr)
+
+
+def main():
+    configure(globals())
+    if dtype not in ("float32", "float16"):
+        raise ValueError(f"--dtype={dtype}: one of float32, float16")
+    if sys.stdin.isatty():
+        raise ValueError("embeddings come on stdin: python -m scripts.stream < raw")
+    folder = checkpoint.best(out_dir)
+    checkpoint.verify(folder)
+    tokenizer = Tokenizer.from_file(folder / "tokenizer.json")
+    encoder = Encoder.from_pretrained(folder / "encoder").to(pick_device(device)).eval()
+    caption_stdin(encoder, tokenizer)
+
+
+if __name__ == "__main__":
+    run(main)

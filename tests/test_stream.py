@@ -1,0 +1,95 @@
+"""Captions of a stream of raw embeddings, as it comes on stdin."""
+
+import io
+import json
+import os
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, TEXTS
+
+from data import END, SILENCE, Episodes, Tokenizer, read_stream
+from encoder import Encoder
+from scripts import stream
+
+
+def test_captions_of_a_stream_are_those_of_the_whole():
+    tokenizer, rng = Tokenizer.from_captions(TEXTS), np.random.default_rng(0)
+    for n in range(200):
+        tok = rng.choice([END, SILENCE, 257, 258, 259], int(rng.integers(1, 15)))
+        prob = rng.random(len(tok))
+        found = list(stream.captions_of(zip(tok.tolist(), prob.tolist(), strict=True), tokenizer))
+        expected = [
+            (c.start, c.end, c.text, prob[c.start : c.end].min())
+            for c in read_stream(tok, tokenizer)
+        ]
+        assert found == expected, (n, tok)
+
+
+@pytest.fixture
+def follow(a_run, toy, monkeypatch, capsys):
+    """Captions a raw stream on stdin within this process; returns stdout's lines and stderr."""
+
+    def call(raw, dtype="float32"):
+        monkeypatch.setattr(stream, "dtype", dtype)
+        monkeypatch.setattr(stream, "json", True)
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(raw)))
+        tokenizer = Tokenizer.from_file(a_run / "tokenizer.json")
+        stream.caption_stdin(Encoder.from_pretrained(a_run / "encoder"), tokenizer)
+        said = capsys.readouterr()
+        return [json.loads(line) for line in said.out.splitlines()], said.err
+
+    return call
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_a_followed_stream_gives_the_captions_of_the_episode(a_run, toy, tokenizer, follow, dtype):
+    raw = Episodes(toy, "test").obs(0).numpy().astype(dtype)
+    tok, prob = Encoder.from_pretrained(a_run / "encoder").annotate(
+        torch.from_numpy(raw).float()[None]
+    )
+    expected = read_stream(tok[0], tokenizer)
+    found, timing = follow(raw.tobytes(), dtype)
+    assert [(c["start"], c["end"], c["text"]) for c in found] == expected and expected
+    assert [c["sure"] for c in found] == pytest.approx(
+        [prob[0, c.start : c.end].min().item() for c in expected], abs=1e-3
+    )
+    assert "(p50)" in timing and "latest 40 steps" in timing
+
+
+def test_a_stream_that_breaks_off_or_is_no_numbers_is_one_line(follow):
+    wrong = {
+        bytes(30): "stdin ended inside step 1: 6 of its 24 bytes",
+        bytes(24) + b"\xff" * 24: "stdin, step 1: not a finite",
+        b"": "stdin was empty",
+    }
+    for raw, message in wrong.items():
+        with pytest.raises(ValueError, match=message):
+            follow(raw)
+
+
+def test_follow_writes_a_caption_as_soon_as_it_is_complete(a_run, toy):
+    """At the prompt, with a pipe that stays open."""
+    raw = Episodes(toy, "test").obs(0).numpy()
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "scripts.stream", f"--out_dir={a_run.parent}"],
+        cwd=ROOT,
+        env=buffered,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    watch = threading.Timer(60, process.kill)
+    watch.start()
+    process.stdin.write(raw.tobytes())
+    process.stdin.flush()
+    line = process.stdout.readline()  # printed though stdin has not ended
+    assert line and int(line.split()[0]) < 40, process.stderr.read()
+    process.stdin.close()
+    assert b"(p99)" in process.stderr.read() and process.wait() == 0
+    watch.cancel()
