@@ -15,7 +15,7 @@ QUICK = dict(tries=3, timeout=1, pause=0.01)
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """files: {path: bytes}; moods: {path: [what to do at each request, ..]}; asked: (path, Range)."""
+    """files: {path: bytes}; moods: {path: [what to do at a request, ..]}; asked: (path, Range)."""
 
     daemon_threads = True
 
