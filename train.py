@@ -76,9 +76,8 @@ device = "auto"  # 'auto' | 'cpu' | 'cuda' | 'mps'
 wandb = ""  # project of Weights & Biases to log to as well
 resume = False  # go on from the newest checkpoint in out_dir
 # -----------------------------------------------------------------------------
-FIXED = (
-    "n_annotated T seed init_from n_layer n_head n_embd K stride".split()
-)  # cannot change in a run
+# what cannot change when a run is resumed
+FIXED = "n_annotated T seed init_from n_layer n_head n_embd K stride".split()
 
 # -----------------------------------------------------------------------------
 # K-ahead parallel prediction
