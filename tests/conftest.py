@@ -12,13 +12,13 @@ from runtime import checkpoint
 from train import Predictor
 
 ROOT = Path(__file__).resolve().parent.parent
+torch.set_num_threads(1)  # other numbers of threads round otherwise
 TEXTS = ["open door", "walk", "close the door"]
 
 
 @pytest.fixture(autouse=True)
 def seeded():
     torch.manual_seed(0)
-    torch.set_num_threads(1)
 
 
 @pytest.fixture
