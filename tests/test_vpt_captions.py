@@ -175,6 +175,24 @@ def test_the_tool_and_the_pickup_that_come_with_mining_are_not_said():
     assert texts(counted(5, key="use_item:stone_sword")) == [(5, "use a stone sword")]
 
 
+def test_a_pickup_is_left_out_only_after_a_block_that_leaves_it():
+    mined = {"mine_block:stone": 1, "mine_block:oak_leaves": 1}
+    items = dict.fromkeys(["pickup:cobblestone", "pickup:apple", "pickup:diamond"], 1)
+    late = [mined | items] * 60
+    assert texts(lines({"a:b": 1}, mined, mined | items)) == [
+        (1, "mine stone"),
+        (1, "break oak leaves"),
+        (2, "pick up a diamond"),
+    ]
+    assert len(texts(lines({"a:b": 1}, *[mined] * 41, *late))) == 2 + 3
+
+
+def test_an_event_beside_the_opening_of_a_menu_is_a_caption():
+    cow = {"a": 1, "minecraft.kill_entity:minecraft.cow": 1}
+    seen = [Line(stats={"a": 1}), Line(gui=True, stats={"a": 1}), Line(gui=True, stats=cow)]
+    assert annotate(seen) == [(2, 3, "kill a cow")]
+
+
 def test_captions_of_one_line_come_in_the_order_of_their_weight():
     keys = ["drop:stick", "use_item:torch", "pickup:egg", "kill_entity:cow", "craft_item:bowl"]
     found = lines({"a:b": 1}, {"a:b": 1} | dict.fromkeys(keys, 1))

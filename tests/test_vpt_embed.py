@@ -30,6 +30,7 @@ from domains.vpt import episodes as writing
 from domains.vpt import recordings
 from domains.vpt.episodes import Writer, read_annotations, split_of
 from domains.vpt.recordings import draw_arrow, pictures, read_lines
+from scripts.check import check
 
 pytest.importorskip("av")
 
@@ -238,6 +239,34 @@ def test_processes_that_write_at_once_never_take_the_same_number(tmp_path, monke
             for rank, shards in enumerate(running):
                 shards.add(f"s{start + 10 * rank + i}", obs, [], "all")
     assert len(Writer(tmp_path, {}).ids) == 2 * 4 + 3 * 4
+
+
+def test_shards_are_numbered_from_zero_in_every_split(tmp_path, capsys):
+    stems = [f"player{i}-0a1b2c3d4e5f-20220101-000000" for i in range(60)]
+    with Writer(tmp_path, {}) as writer:
+        for stem in stems:
+            writer.add(stem, [torch.zeros(1, 4, dtype=torch.bfloat16)], [], "all")
+    writer.finish(obs_dim=4, steps_per_second=5, source="")
+    assert {split_of(stem) for stem in stems} == {"train", "val", "test"}
+    assert check(tmp_path) == 0, capsys.readouterr().out
+
+
+def test_a_killed_run_leaves_no_process_behind(folder):
+    """A process that lives on holds the pipe of the run's output open."""
+    os.mkfifo(folder / "rec/endless.mp4")
+    (folder / "rec/endless.jsonl").write_text("{}\n")
+    arguments = [f"--weights={folder}/a.weights", f"--recordings={folder}/rec", "--workers=1"]
+    command = [sys.executable, "-m", "domains.vpt.embed", *arguments, f"--out={folder}/data"]
+    running = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    with open(folder / "rec/endless.mp4", "wb"):  # waits until a worker reads it
+        running.kill()
+        running.communicate(timeout=30)
+
+
+def test_broken_notes_of_a_data_set_name_file_and_remedy(tmp_path):
+    (tmp_path / "made-with.json").write_text("")
+    with pytest.raises(ValueError, match="made-with.json is not JSON .* delete it if"):
+        Writer(tmp_path, {})
 
 
 def test_one_data_set_does_not_mix_settings(folder):

@@ -118,6 +118,8 @@ def test_a_file_of_weights_is_read_without_its_heads(tmp_path):
         (lambda t: t.update({"net.conv3d_layer.layer.weight": torch.zeros(1)}), "net.conv3d_layer"),
         (lambda t: t.update({"net.final_ln.bias": torch.zeros(31)}), "net.final_ln.bias"),
         (lambda t: t.update({"net.final_ln.bias": "text"}), "state dict"),
+        (lambda t: t.update({"net.final_ln.weight": torch.tensor(1.0)}), "of another shape"),
+        (lambda t: t.update({7: torch.zeros(1)}), "no state dict of named tensors"),
         (lambda t: t.clear(), "missing"),
     ],
 )
@@ -127,6 +129,17 @@ def test_weights_of_another_network_are_one_clear_error(tmp_path, change, compla
     torch.save(tensors, tmp_path / "b.weights")
     with pytest.raises(ValueError, match=complaint):
         VPT.from_weights(tmp_path / "b.weights")
+
+
+def test_a_norm_before_the_recurrence_is_read_where_the_weights_have_one(tmp_path):
+    vpt = small(pre_lstm_ln=True)
+    x, first = frames(1, 5, 32), torch.ones(1, dtype=torch.bool)
+    latent, _ = VPT.from_weights(save_weights(tmp_path / "a.weights", vpt))(x, first)
+    seen = torch.nn.functional.layer_norm(
+        vpt.see(x[0]), (32,), vpt.pre_lstm_ln.weight, vpt.pre_lstm_ln.bias
+    )
+    expected, _ = small().remember(seen[None], first)
+    assert relative(latent, expected) < 1e-6
 
 
 @pytest.mark.parametrize(
