@@ -101,6 +101,7 @@ def ahead_attention(q, k, v, T, K, stride, rows=256):
     """The fast path: attention under ahead_mask in linear memory. q, k, v (B, H, T+SK, hs)."""
     B, H, N, _ = q.shape
     S, n = (N - T) // K, max(rows // K, 1)
+    q, k = q.to(v.dtype), k.to(v.dtype)  # under autocast the rotation leaves them in float32
     if q.is_cuda:
         return compiled_flex()(q, k, v, block_mask=flex_mask(T, K, stride, N, q.device))
     main = F.scaled_dot_product_attention(*(x[:, :, :T] for x in (q, k, v)), is_causal=True)
@@ -142,7 +143,7 @@ def flex_mask(T, K, stride, N, device):
 def compiled_flex():
     from torch.nn.attention.flex_attention import flex_attention
 
-    return torch.compile(flex_attention)
+    return torch.compile(flex_attention, dynamic=False)
 
 
 class Predictor(nn.Module):

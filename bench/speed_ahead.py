@@ -136,7 +136,7 @@ def predictor():
         loss, _ = linear_cross_entropy(
             ours(input_tok, hidden, inputs), words, target, torch.ones(target.shape)
         )
-        return (torch.autograd.grad(loss, words)[0],)
+        return torch.autograd.grad(loss, [words, *ours.lm.gpt_neox.layers.parameters()])
 
     def their_pass():
         x = torch.cat((ours.lm.embed(input_tok), ours.lm.embed(inputs).flatten(1, 2)), 1)
@@ -144,7 +144,7 @@ def predictor():
         out = theirs(inputs_embeds=x, attention_mask=mask, position_ids=pos[None].expand(B, -1))
         loss = F.cross_entropy(out.logits[:, T:].mT, target.flatten(1, 2), reduction="sum")
         words = theirs.get_output_embeddings().weight
-        return (torch.autograd.grad(loss, words)[0],)
+        return torch.autograd.grad(loss, [words, *theirs.gpt_neox.layers.parameters()])
 
     t = seconds(1, transformers=their_pass, ours=our_pass)
     start = time.process_time()

@@ -146,6 +146,14 @@ def test_low_precision_is_as_close_as_its_numbers_allow(dtype, close):
         assert a.dtype == dtype and (a - b).norm() < close * b.norm()
 
 
+def test_under_autocast_the_fast_path_takes_mixed_precision():
+    """The rotation leaves queries and keys in float32, the values come in bfloat16."""
+    (q, k, v), _ = attention_inputs(23, 5, 1, torch.float32)
+    out = ahead_attention(q, k, v.bfloat16(), 23, 5, 1)
+    expected = by_mask(q, k, v, 23, 5, 1)
+    assert out.dtype == torch.bfloat16 and (out - expected).norm() < 1e-2 * expected.norm()
+
+
 @pytest.mark.parametrize("T, K, stride", SHAPES)
 def test_the_rule_for_flex_attention_is_the_mask(T, K, stride):
     qkv = [x.detach() for x in attention_inputs(T, K, stride, torch.float32)[0]]
