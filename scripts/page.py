@@ -16,7 +16,7 @@ import numpy as np
 
 import sample
 from configurator import configure, run
-from data import END, SILENCE
+from data import END, SILENCE, Episodes
 from runtime.distributed import pick_device
 
 out_dir = "out/crafter"  # the run to load
@@ -119,9 +119,9 @@ def main():
     configure(globals())
     if json:
         raise ValueError("one of --json and --html")
-    sample.data, sample.split = data, split
-    folder, config, tokenizer, encoder, predictor = sample.load(out_dir, pick_device(device))
-    source = sample.open_episodes(folder, config["data"], encoder)
+    encoder, predictor, tokenizer, config = sample.load(out_dir, pick_device(device))
+    folder = config["folder"]
+    source = Episodes(data or sample.data_of(folder, config["data"]), split)
     pages = []
     for i in chosen(len(source)):
         name = source.records[i]["id"]

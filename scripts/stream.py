@@ -67,7 +67,7 @@ def written(encoder, source, clock, seconds):
         yield step
 
 
-def caption_stdin(encoder, tokenizer):
+def follow_stdin(encoder, tokenizer):
     """Prints each caption when it is complete, and at the end how long a step took."""
     clock, seconds = [0.0], deque(maxlen=10_000)  # the latest steps: constant memory
     steps = written(encoder, sys.stdin.buffer, clock, seconds)
@@ -89,7 +89,7 @@ def main():
     checkpoint.verify(folder)
     tokenizer = Tokenizer.from_file(folder / "tokenizer.json")
     encoder = Encoder.from_pretrained(folder / "encoder").to(pick_device(device)).eval()
-    caption_stdin(encoder, tokenizer)
+    follow_stdin(encoder, tokenizer)
 
 
 if __name__ == "__main__":

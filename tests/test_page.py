@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 from browser import CHROMIUM, Browser
-from conftest import ROOT  # noqa: F401
 
 from data import END, SILENCE, Caption, Tokenizer, write_stream
 from scripts import page
@@ -136,10 +135,10 @@ def test_a_step_shows_what_was_expected_and_what_was_then_said(shown):
     def name(i):
         return {END: "(end)", SILENCE: "(silence)"}.get(i) or tokenizer.decode([i]).strip()
 
-    said = tok[39:43].tolist()
+    next_tokens = tok[39:43].tolist()
     rows = cells(browser, "ahead")
     assert [r[1] for r in rows] == [name(i) for i in ids[38].tolist()] and [r[3] for r in rows] == [
-        name(i) for i in said
+        name(i) for i in next_tokens
     ]
     assert [int(r[2].split()[0]) for r in rows] == pytest.approx(
         (probs[38] * 100).tolist(), abs=0.6

@@ -2,12 +2,13 @@ import json
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from conftest import ROOT
 
 import sample
-from data import Caption, Episodes, read_stream
+from data import Caption, Episode, Episodes, read_stream, write_meta, write_shard
 from encoder import Encoder
 from runtime import checkpoint
 from train import Predictor
@@ -20,7 +21,7 @@ def printed(a_run, monkeypatch, capsys):
     def call(**settings):
         settings = dict(out_dir=str(a_run.parent), device="cpu") | settings
         arguments = [f"--{name}={value}" for name, value in settings.items()]
-        for name in ("out_dir", "json", "html", "episode"):
+        for name in settings:
             monkeypatch.setattr(sample, name, getattr(sample, name))
         monkeypatch.setattr(sys, "argv", ["sample.py", *arguments])
         sample.main()
@@ -82,11 +83,31 @@ def test_pages_and_an_index_are_written(a_run, monkeypatch):
     assert '"id":"test-2"' in (pages / "index-2.html").read_text()
 
 
-def test_html_hands_over_to_the_page_from_any_folder(a_run):
-    command = [sys.executable, str(ROOT / "sample.py"), f"--out_dir={a_run.parent}"]
-    done = subprocess.run([*command, "--html=page.html"], cwd=a_run, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert '"id":"test-0"' in (a_run / "page.html").read_text()
+@pytest.fixture
+def html(a_run, tmp_path):
+    """Runs sample.py --html in a folder of the user's, and returns its stdout."""
+
+    def call():
+        command = [sys.executable, str(ROOT / "sample.py"), f"--out_dir={a_run.parent}"]
+        command += ["--html=page.html"]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert '"id":"test-0"' in (tmp_path / "page.html").read_text()
+        return done.stdout
+
+    return call
+
+
+def test_html_hands_over_to_the_page_from_any_folder(html, tmp_path, monkeypatch):
+    (tmp_path / "sitecustomize.py").write_text("print('on the path')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    assert html().count("on the path") == 2  # in sample.py and in scripts.page
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="PYTHONSAFEPATH is new in Python 3.11")
+def test_html_imports_nothing_of_the_folder_it_is_run_in(html, tmp_path):
+    (tmp_path / "model.py").write_text("raise SystemExit('not the model')")
+    html()
 
 
 def test_a_relative_data_set_is_found_from_anywhere(a_run, printed, toy, monkeypatch):
@@ -110,23 +131,21 @@ def test_a_closed_pipe_is_no_error(a_run):
     assert not shown.stderr
 
 
-def test_the_table_fits_the_terminal(monkeypatch, capsys):
-    rows = [
-        dict(
-            kind="hit",
-            text="a rather long caption " * 3,
-            true=[3, 4],
-            written=[4, 6],
-            sure=0.5,
-            expected="+3 and so on " * 9,
-        )
+def test_the_table_stands_in_columns(capsys):
+    hit = dict(step=4, text="walk", true=(3, 4), written=(4, 6), sure=0.5, expected="+3 walk")
+    missed = dict(step=9, text="open door", true=(9, 11), written=None, sure=None, expected="")
+    sample.as_text([hit, missed])
+    lines = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
+    assert lines == [
+        " step  true       written    sure  expected next",
+        "    4  walk       walk       0.50  +3 walk",
+        "    9  open door",
     ]
-    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
-    for columns in (40, 60, 100):
-        monkeypatch.setenv("COLUMNS", str(columns))
-        sample.as_text(rows)
-        lines = capsys.readouterr().out.splitlines()
-        assert max(map(len, lines)) <= columns and "0.50" in lines[1]
-    monkeypatch.setattr(sys.stdout, "isatty", lambda: False)
-    sample.as_text(rows)
-    assert rows[0]["expected"].strip() in capsys.readouterr().out
+
+
+def test_data_of_another_width_is_one_line(printed, tmp_path):
+    other = tmp_path / "other"
+    write_shard(other, "test", 0, [Episode("one", np.zeros((9, 5), np.float32), [])])
+    write_meta(other, obs_dim=5, dtype="float32", steps_per_second=1, splits=["test"])
+    with pytest.raises(ValueError, match="other: obs_dim is not the run's"):
+        printed(data=str(other))

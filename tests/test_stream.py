@@ -22,12 +22,14 @@ def test_captions_of_a_stream_are_those_of_the_whole():
     for n in range(200):
         tok = rng.choice([END, SILENCE, 257, 258, 259], int(rng.integers(1, 15)))
         prob = rng.random(len(tok))
-        found = list(stream.captions_of(zip(tok.tolist(), prob.tolist(), strict=True), tokenizer))
+        captions = list(
+            stream.captions_of(zip(tok.tolist(), prob.tolist(), strict=True), tokenizer)
+        )
         expected = [
             (c.start, c.end, c.text, prob[c.start : c.end].min())
             for c in read_stream(tok, tokenizer)
         ]
-        assert found == expected, (n, tok)
+        assert captions == expected, (n, tok)
 
 
 @pytest.fixture
@@ -39,9 +41,9 @@ def follow(a_run, toy, monkeypatch, capsys):
         monkeypatch.setattr(stream, "json", True)
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(raw)))
         tokenizer = Tokenizer.from_file(a_run / "tokenizer.json")
-        stream.caption_stdin(Encoder.from_pretrained(a_run / "encoder"), tokenizer)
-        said = capsys.readouterr()
-        return [json.loads(line) for line in said.out.splitlines()], said.err
+        stream.follow_stdin(Encoder.from_pretrained(a_run / "encoder"), tokenizer)
+        printed = capsys.readouterr()
+        return [json.loads(line) for line in printed.out.splitlines()], printed.err
 
     return call
 
@@ -53,9 +55,9 @@ def test_a_followed_stream_gives_the_captions_of_the_episode(a_run, toy, tokeniz
         torch.from_numpy(raw).float()[None]
     )
     expected = read_stream(tok[0], tokenizer)
-    found, timing = follow(raw.tobytes(), dtype)
-    assert [(c["start"], c["end"], c["text"]) for c in found] == expected and expected
-    assert [c["sure"] for c in found] == pytest.approx(
+    captions, timing = follow(raw.tobytes(), dtype)
+    assert [(c["start"], c["end"], c["text"]) for c in captions] == expected and expected
+    assert [c["sure"] for c in captions] == pytest.approx(
         [prob[0, c.start : c.end].min().item() for c in expected], abs=1e-3
     )
     assert "(p50)" in timing and "latest 40 steps" in timing
@@ -93,3 +95,12 @@ def test_follow_writes_a_caption_as_soon_as_it_is_complete(a_run, toy):
     process.stdin.close()
     assert b"(p99)" in process.stderr.read() and process.wait() == 0
     watch.cancel()
+
+
+def test_an_empty_stdin_is_one_line_at_the_prompt(a_run):
+    command = [sys.executable, "-m", "scripts.stream", f"--out_dir={a_run.parent}"]
+    done = subprocess.run(
+        command, cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "stdin was empty: a step is 6 numbers of float32\n"

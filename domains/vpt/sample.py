@@ -17,6 +17,7 @@ from domains.vpt.recordings import draw_arrow, read_cursor
 from encoder import Encoder
 from runtime.checkpoint import best, verify
 from runtime.distributed import pick_device
+from sample import data_of
 
 out_dir = "out/exp1"  # the run to load
 recording = ""  # an mp4 with its jsonl beside it, or the stem of one in `recordings`
@@ -56,7 +57,8 @@ def main():
     mp4 = find_recording()
     folder = best(out_dir)
     verify(folder)
-    stride = stride_of(data or json.loads((folder / "config.json").read_bytes())["data"])
+    config = json.loads((folder / "config.json").read_bytes())
+    stride = stride_of(data or data_of(folder, config["data"]))
     name = pick_device(device)
     vpt = VPT.from_weights(weights).to(name)
     try:
