@@ -14,7 +14,7 @@ from pathlib import Path
 
 
 def settings(script):
-    """{name: (default, comment)} of the literals assigned above the first function of a script."""
+    """{name: (default, comment)} of the literals above the first function, but CONSTANTS."""
     source = Path(script).read_text()
     lines = source.splitlines()
     defaults = {}
@@ -22,8 +22,10 @@ def settings(script):
         if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
             break
         if isinstance(node, ast.Assign) and isinstance(node.value, (ast.Constant, ast.UnaryOp)):
+            name = node.targets[0].id
             comment = lines[node.end_lineno - 1].partition("  # ")[2]
-            defaults[node.targets[0].id] = ast.literal_eval(node.value), comment
+            if not (name.isupper() and len(name) > 1):  # K and T are settings
+                defaults[name] = ast.literal_eval(node.value), comment
     return defaults
 
 

@@ -23,16 +23,14 @@ from data import (
     SILENCE,
     Caption,
     Episodes,
-    Tokenizer,
     choose_annotated,
     read_stream,
     score,
     write_stream,
 )
 from encoder import Encoder
-from runtime.checkpoint import best, verify
 from runtime.distributed import pick_device
-from train import Predictor
+from sample import data_of, load
 
 T_95 = [12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26]  # Student's t, 1 .. 9 degrees
 
@@ -127,13 +125,9 @@ def predictor_losses(encoder, predictor, episodes, tokenizer, shuffled=False):
 
 def report(out_dir, split="test", device="auto"):
     """{arm: scores} of a run on a split, and {hidden states: losses of its predictor (4, K)}."""
-    folder = best(out_dir)
-    verify(folder)
-    config = json.loads((folder / "config.json").read_text())
-    device = pick_device(device)
-    tokenizer = Tokenizer.from_file(folder / "tokenizer.json")
-    encoder = Encoder.from_pretrained(folder / "encoder").to(device)
-    episodes, train = Episodes(config["data"], split), Episodes(config["data"], "train")
+    encoder, predictor, tokenizer, config = load(out_dir, pick_device(device))
+    data = data_of(config["folder"], config["data"])
+    episodes, train = Episodes(data, split), Episodes(data, "train")
     annotated = choose_annotated(train, config["n_annotated"], config["seed"])
     written = {
         "encoder": written_captions(encoder, episodes, tokenizer),
@@ -141,15 +135,14 @@ def report(out_dir, split="test", device="auto"):
         "observations zeroed": written_captions(encoder, episodes, tokenizer, "zeroed"),
     }
     if annotated:
-        weigh = Encoder.from_pretrained(folder / "encoder").projector.weigh
+        weigh = Encoder.from_pretrained(config["folder"] / "encoder").projector.weigh  # on the CPU
         written["linear probe"] = linear_probe(episodes, train, annotated, weigh)
         written["most frequent caption"] = most_frequent(episodes, train, annotated)
     written["perfect writer"] = perfect_writer(episodes, tokenizer)
     true = [episodes.captions(i) for i in range(len(episodes))]
     scores = {arm: score(true, captions) for arm, captions in written.items()}
     losses = {}
-    if config["predict_weight"] > 0:
-        predictor = Predictor.from_pretrained(folder / "predictor").to(device)
+    if predictor:
         predictor.stride = config["stride"]
         for name in ("true", "shuffled"):
             args = encoder, predictor, episodes, tokenizer, name == "shuffled"

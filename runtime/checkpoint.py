@@ -235,10 +235,10 @@ def logged_step(line):
 
 
 def checksums(folder):
-    """{path within folder: [size, CRC-32]} of all files but checksums.json and hidden ones."""
+    """{path within folder: [size, CRC-32]} of all files but checksums.json and .DS_Store."""
     sums = {}
     for path in sorted(Path(folder).rglob("*")):
-        if not path.is_file() or path.name == "checksums.json" or path.name.startswith(".DS_"):
+        if not path.is_file() or path.name in ("checksums.json", ".DS_Store"):
             continue
         crc = 0
         with open(path, "rb") as file:

@@ -9,6 +9,7 @@ name = "x"  # a name
 init = ""  # anything
 flag = False  # yes or no
 K = 8  # tokens ahead
+LIMIT = 9  # no setting
 def main(): pass
 later = 3
 '''
@@ -24,9 +25,9 @@ def script(tmp_path):
 
 
 def test_the_settings_are_the_literals_at_the_top(script):
-    found = settings(script["__file__"])
-    assert list(found) == ["lr", "name", "init", "flag", "K"]
-    assert found["lr"] == (1e-3, "learning rate")
+    defaults = settings(script["__file__"])
+    assert list(defaults) == ["lr", "name", "init", "flag", "K"]
+    assert defaults["lr"] == (1e-3, "learning rate")
 
 
 def test_file_and_arguments_override_in_order(script, tmp_path):
