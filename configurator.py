@@ -35,11 +35,12 @@ def check(name, value, defaults, source):
         hint = f"did you mean {near[0]!r}?" if near else "--help lists them"
         raise ValueError(f"{source}: unknown setting {name!r}; {hint}")
     default = defaults[name][0]
-    if isinstance(default, float) and type(value) is int:
+    if isinstance(default, float) and type(value) is int and abs(value) < 2**53:
         value = float(value)
     if type(value) is not type(default):
         kind = type(default).__name__
-        raise ValueError(f"{source}: {name} is of type {kind} (default {default!r}), got {value!r}")
+        expected = f"{name} is of type {kind} (default {default!r})"
+        raise ValueError(f"{source}: {expected}, got {value!r:.80}")
     return value
 
 
@@ -48,10 +49,11 @@ def from_file(path, defaults):
     try:
         exec(compile(Path(path).read_bytes(), path, "exec"), namespace)
     except OSError as error:
-        near = difflib.get_close_matches(path, map(str, Path(path).parent.glob("*.py")), 1)
+        others = {str(other) for other in Path(path).parent.glob("*.py")} - {path}
+        near = difflib.get_close_matches(path, others, 1)
         hint = f"did you mean {near[0]}?" if near else "a setting is given as --name=value"
         raise ValueError(f"{path}: {error.strerror}; {hint}") from None
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         line = getattr(error, "lineno", None) or "?"
         raise ValueError(f"{path}, line {line}: {type(error).__name__}: {error}") from None
     given = {name: value for name, value in namespace.items() if not name.startswith("_")}
@@ -67,7 +69,7 @@ def from_argument(argument, defaults):
         raise ValueError(f"{argument}: a setting is given as --name=value")
     try:
         value = text if isinstance(default, str) else ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         value = text
     return {name: check(name, value, defaults, argument)}
 

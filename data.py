@@ -33,9 +33,11 @@ END, SILENCE = 0, 1  # Pythia's <|endoftext|> and its unused <|padding|>
 # -----------------------------------------------------------------------------
 # tokenizer
 
+FLAGS = "lstrip", "rstrip", "single_word", "normalized"
 GPT2_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 # the characters by which a byte-level vocabulary names bytes: printable ones stand for themselves
 PRINTABLE = [*range(33, 127), *range(161, 173), *range(174, 256)]
+EVERY_BYTE = [bytes([b]) for b in range(256)]
 OTHERS = sorted(set(range(256)) - set(PRINTABLE))
 BYTE = {chr(b): b for b in PRINTABLE} | {chr(256 + i): b for i, b in enumerate(OTHERS)}
 
@@ -61,7 +63,7 @@ class Tokenizer:
         """All bytes, and the words of `texts`."""
         words = {word for text in texts for word in re.findall(r" ?[^\W\d_]+| ?\d+", text)}
         words = sorted(word.encode() for word in words if len(word.encode()) > 1)
-        return cls([bytes([b]) for b in range(256)] + words)
+        return cls(EVERY_BYTE + words)
 
     @classmethod
     def from_file(cls, path):
@@ -72,7 +74,10 @@ class Tokenizer:
         stored = read_json(path)
         try:
             if "pieces" in stored:
-                return cls([piece.encode("latin-1") for piece in stored["pieces"]])
+                pieces = [piece.encode("latin-1") for piece in stored["pieces"]]
+                if pieces[:256] != EVERY_BYTE or len({b"", *pieces}) <= len(pieces):
+                    raise ValueError("pieces are not every byte, then words, each once")
+                return cls(pieces)
             return cls.from_pythia(stored)
         except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
             reason = f"{type(error).__name__}: {error}"
@@ -143,6 +148,8 @@ def check_supported(stored):
         "model": model["type"] != "BPE" or any(model.get(key) for key in extras),
         "merges not in the order of ids": ranks != sorted(ranks),
         "no added tokens 0 and 1": not {END, SILENCE} <= {t["id"] for t in added},
+        "flags": any(type(t[key]) is not bool for t in added for key in FLAGS),
+        "an added token without text": any(not t["content"] for t in added),
         "strip": any(t["lstrip"] or t["rstrip"] or t["single_word"] for t in added),
     }.items():
         if wrong:
@@ -233,6 +240,7 @@ def score(true, written):
 # episodes on disk
 
 LONGEST = 1000  # characters of a caption: more is a mistake
+NO_LINE = r"[\n\r\ud800-\udfff]"  # what a line of Unicode cannot have
 
 
 class Episode(NamedTuple):
@@ -267,12 +275,16 @@ def read_meta(folder):
     """Raises ValueError where a folder is no data set of this format."""
     path = Path(folder) / "meta.json"
     meta = read_json(path)
-    wanted = dict(obs_dim=int, dtype=str, splits=list, steps_per_second=(int, float, type(None)))
-    wrong = [key for key, kind in wanted.items() if not isinstance(meta.get(key), kind)]
-    wrong += ["format"] if meta.get("format") != shards.FORMAT else []
-    wrong += ["dtype"] if meta.get("dtype") not in shards.DTYPES.values() else []
-    for key in wrong:
-        raise ValueError(f"{path}: {key} is {meta.get(key)!r}; make the data set again")
+    splits, rate = meta.get("splits"), meta.get("steps_per_second")
+    for key, right in dict(
+        format=meta.get("format") == shards.FORMAT,
+        obs_dim=type(meta.get("obs_dim")) is int,
+        dtype=meta.get("dtype") in list(shards.DTYPES.values()),
+        splits=isinstance(splits, list) and all(isinstance(split, str) for split in splits),
+        steps_per_second=rate is None or (type(rate) in (int, float) and 0 < rate <= 1e6),
+    ).items():
+        if not right:
+            raise ValueError(f"{path}: {key} is {meta.get(key)!r:.80}; make the data set again")
     return meta
 
 
@@ -290,7 +302,7 @@ def record_faults(record, steps):
     annotated, captions = record.get("annotated"), record.get("captions")
     if steps < 1:
         yield "has no steps"
-    if not isinstance(record.get("id"), str):
+    if not isinstance(record.get("id"), str) or re.search(NO_LINE, record["id"]):
         yield f"id {record.get('id')!r} is no text"
     listed = isinstance(annotated, list) and all(is_span(span, steps) for span in annotated)
     if annotated != "all" and not listed:
@@ -301,11 +313,11 @@ def record_faults(record, steps):
     for n, caption in enumerate(captions):
         if not isinstance(caption, dict) or caption.keys() != {"start", "end", "text"}:
             yield f"caption {n} has not just start, end and text: {caption!r:.80}"
-        elif not is_span((caption["start"], caption["end"]), steps):
-            yield f"caption {n}: {caption['start']} .. {caption['end']} is no span in 0 .. {steps}"
+        elif not is_span((a := caption["start"], b := caption["end"]), steps):
+            yield f"caption {n}: {a!r:.40} .. {b!r:.40} is no span in 0 .. {steps}"
         elif not isinstance(caption["text"], str) or not caption["text"].strip():
             yield f"caption {n}: {caption['text']!r:.80} is no text"
-        elif re.search(r"[\n\r\ud800-\udfff]", caption["text"]) or len(caption["text"]) > LONGEST:
+        elif re.search(NO_LINE, caption["text"]) or len(caption["text"]) > LONGEST:
             yield f"caption {n}: not one line of at most {LONGEST:,} characters"
 
 
@@ -356,17 +368,33 @@ class Episodes:
     def pictures(self, i):
         return self.index[i][0].pictures(self.records[i]["id"])
 
+    def known(self, i):
+        """Which steps of episode i are annotated, (N,) bool."""
+        steps, annotated = self.steps(i), self.records[i]["annotated"]
+        known = np.zeros(steps, bool)
+        for a, b in [[0, steps]] if annotated == "all" else annotated:
+            known[a:b] = True
+        return known
+
+    def known_captions(self, i):
+        known = self.known(i)
+        return [caption for caption in self.captions(i) if known[caption.start]]
+
     def stream(self, i, tokenizer):
         """The stream of episode i (N,) int64, and which steps are annotated (N,) bool."""
-        steps, annotated = self.steps(i), self.records[i]["annotated"]
-        if annotated == "all":
-            return write_stream(self.captions(i), steps, tokenizer), np.ones(steps, bool)
-        captions = [c for c in self.captions(i) if any(a <= c.start < b for a, b in annotated)]
-        tok = write_stream(captions, steps, tokenizer)
-        known = np.zeros(steps, bool)
-        for a, b in [*annotated, *spans(tok)]:  # a caption that spills past its span extends it
+        known = self.known(i)
+        tok = write_stream(self.known_captions(i), len(known), tokenizer)
+        for a, b in spans(tok):  # a caption that spills past its span extends it
             known[a:b] = True
         return tok, known
+
+    def starts(self, i, texts):
+        """The index in texts of the caption that starts at each step, len(texts) where none does,
+        -1 where nobody annotated: (N,) int64."""
+        starts = np.where(self.known(i), len(texts), -1)
+        for caption in self.known_captions(i):
+            starts[caption.start] = texts.index(caption.text)
+        return torch.from_numpy(starts)
 
 
 def choose_annotated(episodes, n, seed):
@@ -381,11 +409,11 @@ def choose_annotated(episodes, n, seed):
 
 class Batch(NamedTuple):
     obs: torch.Tensor  # (B, T, D)
-    tok: torch.Tensor  # (B, T) int64, SILENCE where nothing is known
-    known: torch.Tensor  # (B, T) bool
-    valid: torch.Tensor  # (B, T) bool, False beyond the episode's end
+    tok: torch.Tensor  # (B, T) int64, the text; SILENCE where there is none
+    known: torch.Tensor  # (B, T) bool, targets that somebody annotated
+    unknown: torch.Tensor  # (B, T) bool, the other targets
     prev_token: torch.Tensor  # (B,) int64, the token before the window
-    noise: torch.Tensor  # (B, T) uniform, with which the target encoder draws its text
+    noise: torch.Tensor  # (B, T) uniform, with which an encoder draws text of its own
 
     def to(self, device):
         return Batch(*(x.to(device, non_blocking=True) for x in self))
@@ -395,15 +423,32 @@ class Batch(NamedTuple):
 
 
 class Windows:
-    """Windows of T steps. Window n of step s is a pure function of (seed, s, n)."""
+    """Windows of T steps. Window n of step s is a pure function of (seed, s, n).
 
-    def __init__(self, episodes, annotated, tokenizer, T, fraction, seed):
-        """annotated: episodes whose captions are read; fraction: share of windows from them."""
-        self.episodes, self.T, self.seed = episodes, T, seed
-        self.streams = {i: episodes.stream(i, tokenizer) for i in annotated}
-        self.annotated = list(annotated)
-        self.others = [i for i in range(len(episodes)) if i not in self.streams]
+    The first half of one that starts within an episode has no targets: its past is cut off, and
+    annotate() is only primed with it.
+    """
+
+    def __init__(self, episodes, annotated, tokenizer, T, fraction, seed, reader=None):
+        """annotated: episodes whose captions are read; fraction: share of windows from them.
+        reader: reads the rest."""
+        self.episodes, self.tokenizer, self.T, self.seed = episodes, tokenizer, T, seed
+        self.annotated, self.reader, self.streams = list(annotated), reader, {}
+        self.others = sorted(set(range(len(episodes))) - set(annotated))
         self.fraction = fraction if self.annotated and self.others else float(bool(annotated))
+
+    def stream(self, i):
+        """The text of episode i (N,), annotators' or reader's, and which steps are known."""
+        if i not in self.streams:
+            steps = self.episodes.steps(i)
+            tok, known = np.full(steps, SILENCE), np.zeros(steps, bool)
+            if i in self.annotated:
+                tok, known = self.episodes.stream(i, self.tokenizer)
+            if self.reader and not known.all():
+                captions = self.reader.captions(self.episodes.obs(i))
+                tok = np.where(known, tok, write_stream(captions, steps, self.tokenizer))
+            self.streams[i] = torch.from_numpy(tok), torch.from_numpy(known)
+        return self.streams[i]
 
     def window(self, step, n):
         rng = np.random.default_rng([self.seed, step, n])
@@ -412,21 +457,16 @@ class Windows:
         pool = self.annotated if from_annotated else self.others
         i = pool[rng.integers(len(pool))]
         start = int(rng.integers(max(self.episodes.steps(i) - self.T, 0) + 1))
-        obs = self.episodes.obs(i, start, start + self.T)
-        tok = torch.full((self.T,), SILENCE)
-        known = torch.zeros(self.T, dtype=torch.bool)
-        prev_token = END
-        if i in self.streams:
-            stream, is_known = self.streams[i]
-            tok[: len(obs)] = torch.from_numpy(stream[start : start + self.T])
-            known[: len(obs)] = torch.from_numpy(is_known[start : start + self.T])
-            if start and is_known[start - 1]:
-                prev_token = int(stream[start - 1])
-        valid = torch.arange(self.T) < len(obs)
-        obs = F.pad(obs, (0, 0, 0, self.T - len(obs)))
         noise = torch.from_numpy(rng.random(self.T, dtype=np.float32))
-        tok = tok.where(known, SILENCE)
-        return Batch(obs, tok, known, valid, torch.tensor(prev_token), noise)
+        obs = self.episodes.obs(i, start, start + self.T)
+        tok, known = self.stream(i)
+        prev_token = tok[start - 1] if start else torch.tensor(END)
+        tok, known = tok[start : start + self.T], known[start : start + self.T]
+        beyond = 0, self.T - len(obs)
+        obs, tok = F.pad(obs, (0, 0, *beyond)), F.pad(tok, beyond, value=SILENCE)
+        known, unknown = F.pad(known, beyond), F.pad(~known, beyond)
+        taught = torch.arange(self.T) >= (self.T // 2 if start else 0)
+        return Batch(obs, tok, known & taught, unknown & taught, prev_token, noise)
 
     def batch(self, step, windows):
         """The given windows of a step, e.g. range(batch_size)."""

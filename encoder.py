@@ -8,8 +8,12 @@ The encoder: reads a stream of observations and writes a stream of text, one tok
     encoder = Encoder.from_pretrained("out/crafter/step-000600/encoder")
     tok, prob = encoder.annotate(obs)                        # (B, N, D) -> (B, N), (B, N)
     for tok, prob in encoder.stream(observations): ...       # (B, D) -> (B,), (B,), as they come
+
+A reader is much smaller, and needs much less: it only says which caption starts. In training it
+reads the episodes that nobody annotated.
 """
 
+import math
 from pathlib import Path
 
 import torch
@@ -17,7 +21,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from safetensors import safe_open
 
-from data import END
+from data import END, Caption
 from model import GPTNeoX
 from runtime.checkpoint import save_tensors
 
@@ -66,6 +70,42 @@ class Projector(nn.Module):
 
     def forward(self, obs):  # (.., D) -> (.., d)
         return self.dense_2(F.gelu(self.dense_1(self.weigh(obs))))
+
+
+class Reader(nn.Module):
+    """Which caption starts at a step, or none: one hidden layer on the step and those before it.
+
+    An encoder learns to see and to spell at once, and overfits when few episodes are annotated.
+    """
+
+    def __init__(self, projector, texts, past, width=256):
+        """texts: the captions there are; past: how many steps before the present it sees."""
+        super().__init__()
+        self.weigh, self.texts, self.past = projector.weigh, texts, past
+        self.features = (projector.feature_weight > 0.02).nonzero()[:, 0]  # those that count, (F,)
+        self.hidden = nn.Linear(3 * len(self.features), width)
+        self.out = nn.Linear(width, len(texts) + 1)
+
+    def look(self, obs):
+        """What it sees at each step of an episode: obs (N, D) -> the step, and the mean and the
+        maximum of the `past` steps before it, (N, 3 F)."""
+        x = self.weigh(obs)[:, self.features]
+        # before the first step the world stood still
+        before = torch.cat((x[:1].expand(self.past, -1), x[:-1])).T  # (F, past + N - 1)
+        mean, most = F.avg_pool1d(before, self.past, 1), F.max_pool1d(before, self.past, 1)
+        return torch.cat((x, mean.T, most.T), -1)
+
+    def forward(self, seen):
+        """seen (.., 3 F) -> logits (.., len(texts) + 1), the last that nothing starts."""
+        return self.out(F.gelu(self.hidden(seen)))
+
+    @torch.no_grad()
+    def captions(self, obs):
+        """The captions of an episode obs (N, D), from where each is likeliest to start."""
+        logits = self(self.look(obs))
+        logits[:, -1] += math.log(0.6)  # or it says too little
+        starts = enumerate(logits.argmax(-1).tolist())
+        return [Caption(t, t + 1, self.texts[c]) for t, c in starts if c < len(self.texts)]
 
 
 class Encoder(nn.Module):

@@ -8,7 +8,8 @@ the next K tokens of that text from the encoder's hidden state, at every step at
 
 Where each step of the idea is:
     1. a dataset provides observation sequences                     data.Windows
-    2. the encoder annotates with language tokens                   pseudo_labels, Encoder.annotate
+    2. the encoder annotates with language tokens                   encoder.Encoder.annotate;
+       what nobody annotated is read for it                         encoder.Reader, fit_reader
     3. the predictor decodes K tokens forward at each index,        Predictor
        teacher-forced, conditioned on the encoder's final hidden state
     4. the encoder is trained to optimise the predictor             Grounding.forward
@@ -30,7 +31,7 @@ from tqdm import tqdm
 
 from configurator import check_range, configure, run
 from data import END, SILENCE, Episodes, Tokenizer, Windows, choose_annotated, read_stream, score
-from encoder import Encoder
+from encoder import Encoder, Reader
 from model import Config, GPTNeoX, find_checkpoint, linear_cross_entropy
 from runtime import checkpoint, distributed
 from runtime.distributed import all_reduce, print0
@@ -57,14 +58,9 @@ stride = 1  # predict from every stride-th step
 flash = True  # False: attention by the (T+SK)^2 mask, the definition
 predict_weight = 0.5  # of loss_predict; 0: no predictor
 detach = False  # True: no gradient from predictor to encoder (control)
-# pseudo-labels
-ema = 0.99  # decay of the target encoder
-pseudo_from = 200  # first step with pseudo-labels
-min_prob = 0.7  # a caption is accepted if each of its tokens has this probability
-min_prob_silence = 0.95  # and silence, if it has this
-self_weight = 1.0  # of loss_self
+pseudo_weight = 1.0  # of loss_pseudo, on the captions that a reader found in the other episodes
 # optimizer
-max_iters = 600
+max_iters = 400
 warmup_iters = 50
 learning_rate = 1e-3
 projector_lr = 1e-3  # of the projector and of condition
@@ -203,23 +199,26 @@ class Grounding(nn.Module):
         super().__init__()
         self.encoder, self.predictor = encoder, predictor
 
-    def targets(self, batch, accepted):
-        """What each loss is over: true tokens (B, T), blocks of either (B, S, K), pseudo-labels."""
-        known = batch.known & batch.valid
-        return known, self.predictor.blocks(known | accepted, False)[..., 1:], accepted
+    def targets(self, batch, read):
+        """What each loss is over: true tokens (B, T), blocks of any (B, S, K), a reader's (B, T).
+
+        read: whether the text of unknown steps is a reader's, not the encoder's own.
+        """
+        ahead = self.predictor.blocks(batch.known | batch.unknown, False)[..., 1:]
+        return batch.known, ahead, batch.unknown & read
 
     def forward(self, batch, tok, targets, counts):
-        """This part's share of the step's loss, and of loss_ground, loss_predict, loss_self (3,).
+        """This part's share of the step's loss, and of loss_ground, loss_predict, loss_pseudo (3,).
 
-        tok (B, T): true text or pseudo-labels; targets: as above; counts (3,): of the whole step.
+        tok (B, T): the text; targets: as above; counts (3,): of the whole step.
         """
-        known, ahead, accepted = targets
+        known, ahead, pseudo = targets
         input_tok = torch.cat((batch.prev_token[:, None], tok[:, :-1]), 1)
         hidden = self.encoder(batch.obs, input_tok)  # (B, T, d)
         words = self.encoder.lm.embed_out.weight
-        weight = known / counts[0] + self_weight * accepted / counts[2]
+        weight = known / counts[0] + pseudo_weight * pseudo / counts[2]
         loss, each = linear_cross_entropy(hidden, words, tok, weight)
-        ground, own = (each * known).sum() / counts[0], (each * accepted).sum() / counts[2]
+        ground, own = (each * known).sum() / counts[0], (each * pseudo).sum() / counts[2]
         if predict_weight == 0:
             return loss, torch.stack((ground, 0 * ground, own))
 
@@ -236,45 +235,20 @@ class Grounding(nn.Module):
 # the text of unannotated steps
 
 
-@torch.no_grad()
-def pseudo_labels(target, batch, step):
-    """The full text (B, T) of a batch, and which of its self-written steps may be targets."""
-    accepted = torch.zeros_like(batch.known)
-    tok = batch.tok
-    unknown = (~batch.known & batch.valid).any(1)
-    if step < pseudo_from or predict_weight == self_weight == 0 or not unknown.any():
-        return tok, accepted
-    obs, own, known, valid, prev_token, noise = batch.rows(unknown)
-    own, prob = target.annotate(obs, own, known, prev_token, noise)
-    accepted[unknown] = accept(own, prob, known) & valid
-    return tok.index_put((unknown,), own), accepted
-
-
-def accept(tok, prob, known):
-    """Silence that is sure, and captions as a whole: each token sure, END reached, no true token
-    inside. tok, prob, known (B, T) -> (B, T) bool."""
-    before = F.pad(tok[:, :-1], (1, 0), value=END)
-    end = (tok == END) & (before > SILENCE)
-    spoken = (tok > SILENCE) | end
-    # number the captions of a row, and reduce over the steps of each
-    caption = ((tok > SILENCE) & (before <= SILENCE)).cumsum(1)
-
-    def per_caption(x, how):
-        out = torch.zeros_like(prob)
-        out = out.scatter_reduce(1, caption, x.to(prob.dtype), how, include_self=False)
-        return out.gather(1, caption)
-
-    least = per_caption(prob.masked_fill(~spoken, 1), "amin")
-    complete = per_caption(end, "amax") > 0
-    mixed = per_caption(known & spoken, "amax") > 0
-    sure_caption = spoken & complete & ~mixed & (least >= min_prob)
-    sure_silence = (tok == SILENCE) & (prob >= min_prob_silence)
-    return (sure_caption | sure_silence) & ~known
-
-
-@torch.no_grad()
-def update_ema(target, encoder, decay):
-    torch._foreach_lerp_([*target.parameters()], [*encoder.parameters()], 1 - decay)
+def fit_reader(reader, episodes, annotated, updates=300):
+    """Trains the reader on all annotated steps: seconds, and the same on every process."""
+    seen = torch.cat([reader.look(episodes.obs(i)) for i in annotated])  # (n, 3 F)
+    label = torch.cat([episodes.starts(i, reader.texts) for i in annotated])
+    steps = (label >= 0).nonzero()[:, 0]
+    optimizer = torch.optim.AdamW(reader.parameters(), 3e-3, weight_decay=0.3)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, updates, 3e-4)
+    for _ in range(updates):
+        some = steps[torch.randint(len(steps), (256,))]
+        loss = F.cross_entropy(reader(seen[some]), label[some], label_smoothing=0.02)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
 
 
 # -----------------------------------------------------------------------------
@@ -291,16 +265,16 @@ def open_data():
     distributed.broadcast(None)  # the others wait
     train, val = Episodes(data, "train"), Episodes(data, "val")
     annotated = choose_annotated(train, n_annotated, seed)
-    if annotated and not any(train.captions(i) for i in annotated):
+    if annotated and not any(train.known_captions(i) for i in annotated):
         raise ValueError(f"{data}: no caption in the annotated episodes; try --n_annotated=0")
     print0(f"{len(annotated)} of {len(train)} training episodes annotated")
     return train, val, annotated
 
 
 def build(episodes, annotated):
-    """Tokenizer, encoder and predictor, on the CPU."""
+    """Tokenizer, encoder with predictor, and a reader if anything is annotated, on the CPU."""
+    texts = {c.text for i in annotated for c in episodes.known_captions(i)}
     if init_from == "scratch":
-        texts = (caption.text for i in annotated for caption in episodes.captions(i))
         tokenizer = Tokenizer.from_captions(texts)
         config = Config(tokenizer.vocab_size, n_embd, n_layer, n_head)
         encoder_lm, predictor_lm = GPTNeoX(config), GPTNeoX(config)
@@ -316,7 +290,9 @@ def build(episodes, annotated):
     print0(f"{D} features, as if {encoder.projector.effective():.1f} weighed alike")
     predictor = Predictor(predictor_lm, width, K, stride, flash)
     predictor.requires_grad_(predict_weight > 0)
-    return tokenizer, Grounding(encoder, predictor)
+    # a copy: the reader stays on the CPU
+    reader = Reader(copy.deepcopy(encoder.projector), sorted(texts), T // 2) if texts else None
+    return tokenizer, Grounding(encoder, predictor), reader
 
 
 def configure_optimizer(model):
@@ -343,9 +319,9 @@ def lr_multiplier(step):
 def check_settings():
     """Raises ValueError where a setting cannot be meant."""
     check_range(globals(), 1, "batch_size micro_batch n_layer n_head n_embd K stride eval_interval")
-    check_range(globals(), 0, "n_annotated feature_power predict_weight pseudo_from self_weight")
+    check_range(globals(), 0, "n_annotated feature_power predict_weight pseudo_weight")
     check_range(globals(), 0, "max_iters warmup_iters learning_rate projector_lr weight_decay")
-    check_range(globals(), 0, "annotated_fraction ema min_prob min_prob_silence", most=1)
+    check_range(globals(), 0, "annotated_fraction", most=1)
     check_range(globals(), 2, "T")
 
 
@@ -378,15 +354,16 @@ def main():
     torch.manual_seed(seed)
     print0(json.dumps(config))
     train, val, annotated = open_data()
-    tokenizer, model = build(train, annotated)
+    tokenizer, model, reader = build(train, annotated)
+    if reader:
+        fit_reader(reader, train, annotated)
     model.to(where)
-    target = copy.deepcopy(model.encoder).requires_grad_(False)
     optimizer = configure_optimizer(model)
-    windows = Windows(train, annotated, tokenizer, T, annotated_fraction, seed)
+    windows = Windows(train, annotated, tokenizer, T, annotated_fraction, seed, reader)
     mine = distributed.share(batch_size)
 
     # a run that was saved goes on where it stopped
-    parts = dict(encoder=model.encoder, predictor=model.predictor, target=target)
+    parts = dict(encoder=model.encoder, predictor=model.predictor)
     state = dict(step=0, best_f1=-1.0, best_step=0, identity=train.identity())
     folder = checkpoint.claim(out_dir, resume or distributed.RESTARTED)
     if folder:
@@ -394,18 +371,20 @@ def main():
     log = checkpoint.open_log(out_dir, state["step"], config, wandb)
     ddp = distributed.wrap(model)
     batch = windows.batch(0, mine[:1]).to(where)
-    some = batch, batch.tok, model.targets(batch, batch.known), torch.ones(3, device=where)
+    some = batch, batch.tok, model.targets(batch, True), torch.ones(3, device=where)
     distributed.settle(lambda: ddp(*some)[0])
     caught, bad = distributed.catch_signals(), 0
 
     steps = range(state["step"], max_iters)
     batches = tqdm(windows.batches(steps, mine), "training", len(steps), disable=None)
     for step, batch in zip(steps, batches, strict=True):
-        # observations, and the text that goes with them: the annotators', or the target encoder's
+        # observations, and the text that goes with them: the annotators', the reader's, or if
+        # nobody annotated anything, the encoder's own
         batch = batch.to(where)
-        with autocast:
-            tok, accepted = pseudo_labels(target, batch, step)
-        targets = model.targets(batch, accepted)
+        tok, targets = batch.tok, model.targets(batch, reader is not None)
+        if reader is None:
+            with autocast:
+                tok, _ = model.encoder.annotate(batch.obs, noise=batch.noise)
         counts = [x.sum() for x in targets] + [torch.tensor(len(caught), device=where)]
         counts = all_reduce(torch.stack(counts))
 
@@ -419,16 +398,15 @@ def main():
                 (loss * distributed.WORLD).backward()  # DDP averages the gradients
             losses += each
 
-        # update; the target encoder follows slowly
+        # update
         norm = nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        numbers = torch.cat((all_reduce(losses), norm[None], counts[2:]))
-        *losses, norm, n_accepted, stopping = numbers.tolist()
+        numbers = torch.cat((all_reduce(losses), norm[None], counts[3:]))
+        *losses, norm, stopping = numbers.tolist()
         bad = checkpoint.check_finite(out_dir, step, sum(losses) + norm, bad)
         if not bad:
             for group in optimizer.param_groups:
                 group["lr"] = group["peak"] * lr_multiplier(step)
             optimizer.step()
-            update_ema(target, model.encoder, min(ema, (1 + step) / (10 + step)))
         optimizer.zero_grad()
 
         # evaluate, log and save once in a while, and before the process ends
@@ -436,8 +414,8 @@ def main():
         due = (step + 1) % eval_interval == 0 or step + 1 == max_iters
         if due and distributed.RANK == 0:
             line = dict(step=step + 1, **evaluate(model.encoder, val, tokenizer), norm=norm)
-            line |= dict(zip(("loss_ground", "loss_predict", "loss_self"), losses, strict=True))
-            log(line | dict(accepted=int(n_accepted)))
+            line |= dict(zip(("loss_ground", "loss_predict", "loss_pseudo"), losses, strict=True))
+            log(line)
             if line["f1"] > state["best_f1"]:
                 state |= dict(best_f1=line["f1"], best_step=step + 1)
         if (due or stopping) and not bad and distributed.RANK == 0:

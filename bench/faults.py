@@ -2,7 +2,9 @@
 What faults do to a run: kills it, fills its disk, changes bytes of what it wrote and reads.
 
     python -m bench.faults                                       about half an hour on two cores
-    python -m bench.faults --kills=2 --flips=30 --disks=2        the short form that the tests run
+    python -m bench.faults --kills=2 --flips=30 --disks=2        the short form
+
+Generated faults of all that programs read are in bench/faults_cases.py.
 
 A kill is a SIGKILL at a random moment. Then the run is resumed until it ends, and its last
 checkpoint compared with that of an uninterrupted run, bit for bit. A changed byte is harmless if
@@ -33,8 +35,8 @@ from encoder import Encoder
 from runtime import checkpoint
 
 SETTINGS = """train.py --n_embd=32 --n_layer=2 --n_head=2 --T=16 --K=2 --batch_size=4
-    --n_annotated=6 --device=cpu --pseudo_from=5 --min_prob=0.0001 --min_prob_silence=0.0001
-    --self_weight=0.1 --max_iters=16 --eval_interval=2 --resume=True""".split()
+    --n_annotated=6 --device=cpu
+    --max_iters=16 --eval_interval=2 --resume=True""".split()
 
 
 def make_data(folder):

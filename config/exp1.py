@@ -17,7 +17,5 @@ learning_rate = 1e-4
 projector_lr = 1e-3  # it starts from nothing
 max_iters = 20000
 warmup_iters = 500
-pseudo_from = 2000
 eval_interval = 1000
-ema = 0.999
 feature_power = 0.0  # measured on Crafter's one-hot view only: VPT's numbers are dense, try it

@@ -1,7 +1,7 @@
 """
 Checkpoints: one folder per save, out/<run>/step-000800, complete on disk before it has its name.
 
-    encoder/  predictor/  target/     weights, as each part's save_pretrained writes them
+    encoder/  predictor/              weights, as each part's save_pretrained writes them
     tokenizer.json  config.json       the words, and the settings
     state.pt                          optimizer and all else that resuming needs
     checksums.json                    size and CRC-32 of every file: a changed byte is an error
@@ -38,6 +38,8 @@ def flush(path):
 def replace(path, fill):
     """fill(path) writes a file beside, which then takes path's place: whole, or not at all."""
     path = Path(path)
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder, a file is to be written there: remove it")
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     fill(beside)
     beside.chmod(0o666 & ~UMASK)  # safetensors' files are for their owner alone
@@ -53,14 +55,27 @@ def write_json(value, path):
     replace(path, lambda beside: beside.write_text(json.dumps(value, indent=2)))
 
 
+def parse_json(text):
+    """Bytes -> value. Raises ValueError where it is no JSON, nested too deep, or no Unicode."""
+    try:
+        value = json.loads(text.decode("utf-8-sig"))
+        if b"\\ud" in text.lower():  # half a character can be spelt, but not be printed or saved
+            json.dumps(value, ensure_ascii=False).encode()
+    except RecursionError:
+        raise ValueError("nested too deep") from None
+    except UnicodeError as error:
+        raise ValueError(f"no Unicode: {error.reason}") from None
+    return value
+
+
 def read_json(path, kind=dict):
     """Raises ValueError with one line where there is no file, no JSON, or another kind of value."""
     path = Path(path)
     if not path.is_file():
-        raise ValueError(f"{path} is missing")
+        raise ValueError(f"{path} is {'not a file' if path.exists() else 'missing'}")
     try:
-        value = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
+        value = parse_json(path.read_bytes())
+    except ValueError as error:
         raise ValueError(f"{path} is not JSON ({error})") from None
     if not isinstance(value, kind):
         raise ValueError(f"{path} holds a {type(value).__name__}, a {kind.__name__} is wanted")

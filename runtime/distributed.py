@@ -4,9 +4,11 @@ windows, and sums run over all of them, so nothing depends on how many there are
 does nothing.
 """
 
+import atexit
 import contextlib
 import os
 import signal
+import sys
 from datetime import timedelta
 
 import torch
@@ -18,6 +20,7 @@ from tqdm import tqdm
 RANK = int(os.environ.get("RANK", 0))
 WORLD = int(os.environ.get("WORLD_SIZE", 1))
 RESTARTED = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
+STORE = []  # what the processes know of each other
 
 
 def pick_device(device):
@@ -46,11 +49,28 @@ def init(device):
         backend = "nccl" if device.startswith("cuda") else "gloo"
         an_hour = timedelta(hours=1)  # rank 0 evaluates while the others wait
         dist.init_process_group(backend, None, an_hour, WORLD, RANK, store)
+        STORE[:] = [store]
+        atexit.register(note_end)
     # on a CPU everything is repeatable to the last bit
     torch.use_deterministic_algorithms(device == "cpu")
     torch.utils.deterministic.fill_uninitialized_memory = False
     bf16 = device.startswith("cuda") and torch.cuda.is_bf16_supported(including_emulation=False)
     return device, torch.autocast(device.partition(":")[0], torch.bfloat16, enabled=bf16)
+
+
+def note_end():
+    STORE[0].set("ended", "1")
+
+
+@contextlib.contextmanager
+def together():
+    """Around what waits for the others: if one of them has ended, and said why, so do we."""
+    try:
+        yield
+    except RuntimeError:
+        if STORE and STORE[0].check(["ended"]):
+            sys.exit(2)
+        raise
 
 
 def print0(text):
@@ -66,6 +86,7 @@ def share(n):
     return range(n * RANK // WORLD, n * (RANK + 1) // WORLD)
 
 
+@together()
 def all_reduce(x):
     """The sum over all processes, in place."""
     if WORLD > 1:
@@ -73,6 +94,7 @@ def all_reduce(x):
     return x
 
 
+@together()
 def broadcast(value):
     """What the first process has, in all of them; the others wait for it."""
     values = [value]
@@ -81,6 +103,7 @@ def broadcast(value):
     return values[0]
 
 
+@together()
 def wrap(model):
     """The model, whose backward averages the gradients over all processes."""
     if WORLD == 1:
@@ -88,6 +111,7 @@ def wrap(model):
     return DistributedDataParallel(model, gradient_as_bucket_view=True, broadcast_buffers=False)
 
 
+@together()
 def settle(loss):
     """Two backwards of nothing: DDP regroups its buckets after the first, so its sums change."""
     if WORLD > 1:
@@ -117,6 +141,7 @@ def catch_signals():
 
 def leave():
     if WORLD > 1:
+        atexit.unregister(note_end)
         dist.destroy_process_group()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_DFL)

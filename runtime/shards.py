@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 
-from runtime.checkpoint import replace, save_tensors
+from runtime.checkpoint import parse_json, replace, save_tensors
 
 FORMAT = 1
 DTYPES = {"U8": "uint8", "F16": "float16", "BF16": "bfloat16", "F32": "float32"}
@@ -58,9 +58,8 @@ def write_line(record):
 def read_line(line):
     """A line -> its record, or a text that says why it is none."""
     try:
-        line.decode("utf-8").encode("utf-8")
-        record = json.loads(line)
-    except (ValueError, RecursionError) as error:
+        record = parse_json(line)
+    except ValueError as error:
         return f"is not JSON ({error})"
     if not isinstance(record, dict):
         return "is not an object {..}"
@@ -69,27 +68,42 @@ def read_line(line):
     return record
 
 
+def open_tensors(path, key):
+    """A .safetensors file, and the JSON object that its metadata has under a key."""
+    if not path.is_file():  # to open a pipe would hang
+        raise ValueError("it is no file")
+    file = safe_open(path, "pt")
+    about = parse_json((file.metadata() or {}).get(key, "{}").encode())
+    if not isinstance(about, dict):
+        raise ValueError(f"its {key} is no object {{..}}")
+    return file, about
+
+
 class Shard:
     """One shard, mapped: rows are copied and checked as they are read. Raises ValueError."""
 
-    def __init__(self, path, width, dtype):
+    def __init__(self, path, width=None, dtype=None):
+        """width, dtype: what rows are to be; None: whatever they are."""
         self.path = path
         try:
-            self.file = safe_open(path, "pt")
-            index = json.loads((self.file.metadata() or {}).get("index", "{}"))
+            self.file, index = open_tensors(path, "index")
             self.offsets = self.file.get_tensor("offsets").clone()
             self.rows = self.file.get_slice("obs")
+            shape, stored = self.rows.get_shape(), DTYPES.get(self.rows.get_dtype())
             self.crc = self.file.get_slice("crc") if "crc" in self.file.keys() else None
+            if self.offsets.dtype != torch.int64 or self.offsets.dim() != 1:
+                raise ValueError("offsets are no list of int64")
+            if self.crc and (self.crc.get_shape(), self.crc.get_dtype()) != (shape[:1], "U32"):
+                raise ValueError("crc is no list of uint32, one a step")
             crc = int(checksums(self.offsets[None])[0])
         except UNREADABLE as error:
             raise ValueError(f"{path}: truncated or garbled ({error}); make it again") from None
-        shape, stored = self.rows.get_shape(), DTYPES.get(self.rows.get_dtype())
         if index.get("format", FORMAT) != FORMAT:
             raise ValueError(f"{path}: format {index['format']}, {FORMAT} is read here")
-        if shape[1:] != [width] or stored != dtype:
+        if len(shape) != 2 or width not in (None, shape[1]) or dtype not in (None, stored):
             raise ValueError(f"{path}: obs is {shape} {stored}, meta.json has [{width}] {dtype}")
         ends = self.offsets.tolist()
-        rising = ends == sorted(ends) and [ends[0], ends[-1]] == [0, shape[0]]
+        rising = ends == sorted(ends) and [*ends[:1], *ends[-1:]] == [0, shape[0]]
         if not rising or index.get("offsets", crc) != crc:
             raise ValueError(f"{path}: offsets must rise from 0 to {shape[0]}; make it again")
 
@@ -117,13 +131,14 @@ class Shard:
         if not path.exists():
             return None
         try:
-            with safe_open(path, "pt") as file:
-                if name not in file.keys():
-                    return None
-                frames = file.get_tensor(name)
-                crc = json.loads((file.metadata() or {}).get("crc", "{}")).get(name)
+            file, crcs = open_tensors(path, "crc")
+            if name not in file.keys():
+                return None
+            frames = file.get_tensor(name)
+            if frames.dtype != torch.uint8 or frames.dim() != 4 or frames.shape[3] != 3:
+                raise ValueError(f"{name} is no (N, h, w, 3) uint8")
         except UNREADABLE as error:
             raise ValueError(f"{path}: truncated or garbled ({error}); make it again") from None
-        if crc not in (None, int(checksums(frames[None])[0])):
+        if crcs.get(name) not in (None, int(checksums(frames[None])[0])):
             raise ValueError(f"{path}, episode {name}: pictures are not as written")
         return frames

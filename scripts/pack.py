@@ -24,23 +24,21 @@ import io
 import json
 import math
 import os
-import zipfile
-import zlib
+import sys
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from tqdm import tqdm
 
 from configurator import check_range, configure, run
 from data import Caption, Episode, record_faults, write_meta, write_shard
-from runtime.checkpoint import read_json, write_json
+from runtime.checkpoint import parse_json, read_json, write_json
 from runtime.shards import DTYPES, shard_path
-from scripts.check import shard_faults
+from scripts.check import read_shard
 
 obs = ""  # the observations' files, e.g. 'episodes/*.npy'
 captions = ""  # .csv or .jsonl, several with commas between; without it nothing is annotated
@@ -54,7 +52,6 @@ licence = ""  # what may be done with them, for meta.json
 
 SHARD = 256 * 2**20  # bytes of observations in a shard
 REAL = "float", "bfloat", "int", "uint", "bool"
-UNREADABLE = OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, SafetensorError
 
 # -----------------------------------------------------------------------------
 # observations
@@ -71,10 +68,15 @@ class Recording(NamedTuple):
 
 def open_arrays(path):
     """{name: array} of a file; rows of .npy and .safetensors are read as they are used."""
-    if path.endswith(".npy"):
-        return {"": np.load(path, mmap_mode="r")}
+    if not os.path.isfile(path):  # to open a pipe would hang
+        raise ValueError("it is no file")
+    if path.endswith(".npy"):  # np.load would go by the content, and unpickle if it could
+        x = np.lib.format.open_memmap(path, mode="r")
+        if x.offset + x.nbytes != os.path.getsize(path):
+            raise ValueError("more in it than one array")
+        return {"": x}
     if path.endswith(".npz"):
-        return np.load(path)
+        return np.lib.npyio.NpzFile(path)
     if path.endswith(".safetensors"):
         return load_file(path)
     raise ValueError("neither .npy, .npz nor .safetensors")
@@ -87,8 +89,9 @@ def describe_arrays(path):
             (name, tuple(x.shape), getattr(x.dtype, "name", str(x.dtype)[6:]))
             for name, x in open_arrays(path).items()
         ]
-    except UNREADABLE as error:
-        raise ValueError(f"{path}: not observations: {error}") from None
+    except Exception as error:  # whatever the libraries raise for a garbled file
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise ValueError(f"{path}: not observations ({reason})") from None
     for name, shape, dtype in arrays:
         if len(shape) != 2 or not all(shape):
             raise ValueError(f"{path}:{name} shape {shape}; observations are (steps, dims)")
@@ -118,6 +121,10 @@ def find_recordings():
     if len(dims) > 1:
         examples = ", ".join(f"{D} in {path}" for D, path in list(dims.items())[:2])
         raise ValueError(f"observations differ in dims: {examples}")
+    for recording in recordings:
+        record = dict(id=recording.id, annotated="all", captions=[])
+        for fault in record_faults(record, recording.steps):
+            raise ValueError(f"{recording.path!r}: {fault}; rename it")
     recordings.sort()
     for a, b in pairwise(recordings):
         if a.id == b.id:
@@ -145,10 +152,14 @@ def load(recording, dtype):
 
 
 def csv_rows(text):
-    """(line number, dict) of a .csv file's rows."""
+    """(line number, dict) of a .csv file's rows; of several lines the last one's number."""
+    csv.field_size_limit(2**31 - 1)  # a long field is told below, with its line
     reader = csv.DictReader(io.StringIO(text))
     reader.fieldnames = [name.strip() for name in reader.fieldnames or []]
     missing = sorted({"episode", "start", "text"} - set(reader.fieldnames))
+    for name in ("episode", "start", "end", "text"):
+        if reader.fieldnames.count(name) > 1:
+            raise ValueError(f"two columns are called {name}")
     if missing:
         names = ", ".join(missing)
         raise ValueError(
@@ -163,34 +174,39 @@ def json_rows(text):
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
             try:
-                row = json.loads(line)
-            except (ValueError, RecursionError):
+                row = parse_json(line.encode())
+            except ValueError:
                 row = {}
             yield number, row if isinstance(row, dict) else {}
 
 
 def read_caption(row, steps):
     """A row -> its Caption, or None where it says that nothing happens. Raises ValueError."""
-    text = " ".join(str(row.get("text") or "").split())
-    start, end = row.get("start"), row.get("end")
+    text, start, end = row.get("text"), row.get("start"), row.get("end")
+    if not isinstance(text, (str, type(None))):
+        raise ValueError(f"text {text!r:.80}: not a string")
+    text = " ".join((text or "").split())
     if start in (None, "") and not text:
         return None
-    if not text:
+    if not text and "by" not in row:  # a line of the page may say that nothing happens there
         raise ValueError("no text; leave the line out")
+    times = f"start {start!s:.80}, end {end!s:.80}"
     rate = fps if fps and row.get("unit") != "steps" else 1
     try:
+        if bool in (type(start), type(end)):
+            raise TypeError
         first = float(start) * rate
         last = first if end in (None, "") else float(end) * rate
-    except (TypeError, ValueError):
-        raise ValueError(f"start {start!r}, end {end!r}: not numbers") from None
-    if not 0 <= first < steps or not first <= last < math.inf:
+    except (TypeError, ValueError, OverflowError):
+        raise ValueError(f"{times}: not numbers") from None
+    if last < first:
+        raise ValueError(f"{times}: it ends before it starts")
+    if not 0 <= first < steps or not last < math.inf:
         hint = f"--fps={fps:g} makes times seconds" if fps else "--fps=.. makes times seconds"
         name = row["episode"]
-        raise ValueError(
-            f"start {start}, end {end}; episode {name} has steps 0 .. {steps - 1}; {hint}"
-        )
+        raise ValueError(f"{times}; episode {name} has steps 0 .. {steps - 1}; {hint}")
     if rate == 1 and first % 1:
-        raise ValueError(f"start {start}: a step is a whole number; --fps=.. makes times seconds")
+        raise ValueError(f"{times}: a step is a whole number; --fps=.. makes times seconds")
     first = int(first + 1e-6)
     return Caption(first, min(max(math.ceil(last - 1e-6), first + 1), steps), text)
 
@@ -205,10 +221,10 @@ def read_row(row, steps):
     if name not in steps:
         near = difflib.get_close_matches(name, steps, 1)
         hint = f"did you mean {near[0]!r}?" if near else f"the first is {next(iter(steps))!r}"
-        raise ValueError(f"no episode {name!r}; {hint}")
+        raise ValueError(f"no episode {name!r:.80}; {hint}")
     caption = read_caption(row, steps[name])
     in_episode = [caption] if caption else []
-    record = dict(id=name, annotated="all", captions=[c._asdict() for c in in_episode])
+    record = dict(id=name, annotated="all", captions=[c._asdict() for c in in_episode if c.text])
     for fault in record_faults(record, steps[name]):
         raise ValueError(fault)
     return name, in_episode
@@ -219,7 +235,7 @@ def read_captions(path, steps):
 
     steps: {episode id: its length}. Raises ValueError for all that a data set would refuse.
     """
-    texts, written, ended = {}, False, False
+    texts, written, ended, broken = {}, False, False, []
     place = f"{path}, line 1"
     rows = csv_rows if path.endswith(".csv") else json_rows
     try:
@@ -229,6 +245,7 @@ def read_captions(path, steps):
             texts.setdefault(name, []).extend(in_episode)
             written |= "sure" in row
             ended |= row.get("end") not in (None, "")
+            broken += [place] * ("\n" in str(row.get("text")))
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not UTF-8 ({error}); save it as UTF-8") from None
     except (ValueError, csv.Error) as error:
@@ -237,6 +254,9 @@ def read_captions(path, steps):
         raise ValueError(f"{path}: no captions in it")
     if annotated == "captions" and not ended:
         raise ValueError(f"{path}: --annotated=captions wants captions to end; no line has an end")
+    if broken:
+        problem = f"a caption of several lines ({len(broken)} in all): is a quote left open?"
+        print(f"warning: {broken[0]}: {problem}", file=sys.stderr)
     return {name: sorted(in_episode) for name, in_episode in texts.items()}, written
 
 
@@ -302,19 +322,23 @@ def fingerprint(recordings, texts, dtype):
 def find_intact(folder, wanted, meta):
     """Of the wanted {path: fingerprint}, {name: fingerprint} of those packed before and intact."""
     path = folder / "packed.json"
-    if not path.exists() and any(folder.glob("*.safetensors")):
+    if not path.is_file() and (path.exists() or any(folder.glob("*.safetensors"))):
         raise ValueError(f"{folder}: a data set that was not packed here; choose another --out")
-    packed = read_json(path) if path.exists() else {}
+    try:
+        packed = read_json(path)
+    except ValueError:  # none yet, or broken: all is packed again
+        packed = {}
     return {
         path.name: key
         for path, key in tqdm(wanted.items(), desc="checking", leave=False, disable=None)
-        if packed.get(path.name) == key and not shard_faults((path, meta))
+        if packed.get(path.name) == key and not read_shard((path, meta))[0]
     }
 
 
 def make_episode(recording, texts, dtype):
     in_episode = texts.get(recording.id, [])
     known = [[caption.start, caption.end] for caption in in_episode]
+    in_episode = [caption for caption in in_episode if caption.text]
     if annotated == "all" and recording.id in texts:
         known = "all"
     return Episode(recording.id, load(recording, dtype), in_episode, known)
@@ -333,6 +357,8 @@ def pack(folder, shards, texts, meta):
     surplus = set(folder.glob("*-?????.safetensors")) - wanted.keys()
 
     # what cannot be packed raises here, while the old data set is still whole
+    for path in filter(Path.is_dir, folder.glob("*-?????.*")):
+        raise ValueError(f"{path} is a folder: remove it")
     for shard in tqdm(missing, desc="reading", unit="shard", leave=False, disable=None):
         for recording in shards[shard]:
             load(recording, dtype)
@@ -357,7 +383,7 @@ def check_settings():
             raise ValueError(f"--{name} is needed; python -m scripts.pack --help")
     if annotated not in ("all", "captions"):
         raise ValueError(f"--annotated={annotated}: 'all' or 'captions'")
-    check_range(globals(), 0, "fps")
+    check_range(globals(), 0, "fps", most=1e6)
     check_range(globals(), 0, "val test", most=0.5)
 
 
@@ -375,9 +401,10 @@ def main():
     folder.mkdir(parents=True, exist_ok=True)
     pack(folder, shards, texts, meta)
     steps = sum(recording.steps for recording in recordings)
+    count = sum(bool(caption.text) for of in texts.values() for caption in of)
     print(
         f"{out}: {len(recordings)} episodes, {steps:,} steps of {D} {dtype}, "
-        f"{len(texts)} episodes annotated with {sum(map(len, texts.values()))} captions; "
+        f"{len(texts)} episodes annotated with {count} captions; "
         f"look at it: python -m scripts.show {out}"
     )
 

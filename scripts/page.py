@@ -1,8 +1,13 @@
 """
 One self-contained page per episode: page.html with data and pictures inside, no network.
 
+It shows an episode and corrects its captions; Save downloads them as scripts.pack takes them.
+
     python -m scripts.page --html=out/episode.html                     an episode of out/crafter
     python -m scripts.page --html=out/index.html --episodes=0-20       an index, and a page for each
+
+Without pictures it draws the features that weigh most, named by the data set's features.txt, a
+line each. The index begins with the episodes of which a label would tell most.
 """
 
 import base64
@@ -29,6 +34,8 @@ json = False  # not with a page
 device = "auto"  # 'auto' | 'cpu' | 'cuda' | 'mps'
 
 BUDGET = 10_000_000  # bytes of pictures in a page, at most
+FEATURES = 24  # rows of the heat map, at most
+TEXTS = 1000  # that complete as one types, at most
 TEMPLATE = Path(__file__).with_name("page.html")
 
 
@@ -64,6 +71,53 @@ def strips(pictures):
         pictures = pictures[:, ::2, ::2]
 
 
+def named_features(folder, D):
+    """The lines of the data set's features.txt, a name for each of D features."""
+    path = folder / "features.txt"
+    if not path.is_file():
+        return [f"feature {k}" for k in range(D)]
+    names = path.read_text(encoding="utf-8-sig", errors="replace").splitlines()
+    if len(names) != D:
+        raise ValueError(f"{path}: {len(names)} lines; one for each of the {D} features is wanted")
+    return names
+
+
+def heat_map(projector, obs, names):
+    """The features of obs (N, D) that weigh most, a byte a row and step: mean +- 2 deviations."""
+    mean, scale, weight = (getattr(projector, k).cpu() for k in ("mean", "scale", "feature_weight"))
+    z = ((obs.float() - mean) * scale).clamp(-2, 2)  # (N, D)
+    heard = z.std(0, correction=0) * weight  # of equal weights, those that move in this episode
+    order = [k for k in heard.argsort(descending=True)[:FEATURES].tolist() if heard[k] > 0]
+    rows = (z[:, order].T * 63.5 + 127).round().byte().contiguous()
+    values = base64.b64encode(rows.numpy().tobytes()).decode()
+    return dict(names=[names[k] for k in order], values=values)
+
+
+def silences(captions, annotated, steps):
+    """Annotated spans in which no caption stands: [[start, end], ..]; none where all is."""
+    silent = np.zeros(steps + 2, np.int8)  # shifted by one, so that spans end inside
+    for a, b in [] if annotated == "all" else annotated:
+        silent[a + 1 : b + 1] = 1
+    for a, b, _ in captions:
+        silent[a + 1 : b + 1] = 0
+    return np.flatnonzero(np.diff(silent)).reshape(-1, 2).tolist()
+
+
+def texts_of(source):
+    """The texts of a data set, the most frequent first."""
+    splits = [Episodes(source.folder, name) for name in source.meta["splits"]]
+    texts = Counter(c.text for part in splits for i in range(len(part)) for c in part.captions(i))
+    return [text for text, _ in texts.most_common(TEXTS)]
+
+
+def doubts(tok, prob, ahead):
+    """Of 100 steps, how many the encoder would write otherwise, and the predictor not expect."""
+    ids, probs = ahead
+    expected = (probs * (ids == tok.roll(-1)[:, None]))[:-1, :1]
+    surprise = 100 * (1 - expected).mean().item() if expected.numel() else 0
+    return dict(doubt=100 * (1 - prob.float()).mean().item(), surprise=surprise)
+
+
 def fill(path, content):
     """Writes the template with `content` inside; returns its size in bytes."""
     text = dumps(content, separators=(",", ":"), ensure_ascii=False)
@@ -78,13 +132,14 @@ def thousandths(p):
     return (p.float() * 1000).round().int().tolist()
 
 
-def write(path, about, rows, tok, prob, ahead, tokenizer, pictures):
-    """The page of one episode, from what sample.read returns. Returns its size in bytes."""
+def write(path, about, rows, tok, prob, ahead, tokenizer, pictures, **more):
+    """The page of an episode: what sample.read returns, and more: `texts` that complete,
+    `silences`, `features` to draw. Returns its size in bytes."""
     ids, probs = ahead
     used = {*tok.tolist(), *ids.flatten().tolist()} - {END, SILENCE}
     words = {END: "(end)", SILENCE: "(silence)"}
     words |= {i: tokenizer.decode([i]).strip() for i in used}
-    content = dict(about=about, rows=rows, words=words)
+    content = dict(about=about, rows=rows, words=words) | more
     content |= dict(tok=tok.tolist(), prob=thousandths(prob))
     content |= dict(ahead=ids.tolist(), chance=thousandths(probs))
     content["pictures"] = None if pictures is None else strips(np.asarray(pictures))
@@ -97,8 +152,10 @@ def page_of(index, i):
 
 
 def write_index(path, title, pages):
-    """Links and scores of several episodes: pages of dict(id, link, steps, hit, missed, false)."""
+    """Links to pages of dict(id, link, steps, hit, missed, false, doubt, surprise), in the order
+    in which labels would tell."""
     pages = [page | dict(link=Path(page["link"]).name) for page in pages]
+    pages.sort(key=lambda page: -page["doubt"] - page["surprise"])
     fill(path, dict(title=title, pages=pages))
 
 
@@ -122,17 +179,23 @@ def main():
     encoder, predictor, tokenizer, config = sample.load(out_dir, pick_device(device))
     folder = config["folder"]
     source = Episodes(data or sample.data_of(folder, config["data"]), split)
+    names, texts = named_features(source.folder, source.meta["obs_dim"]), texts_of(source)
     pages = []
     for i in chosen(len(source)):
-        name = source.records[i]["id"]
+        name, annotated = source.records[i]["id"], source.records[i]["annotated"]
         path = page_of(html, i) if episodes else html
         rows, tok, prob, ahead = sample.read(encoder, predictor, source, i, tokenizer)
         about = dict(id=name, split=split, source=str(source.folder), run=str(folder))
         about["rate"] = source.meta["steps_per_second"]
-        size = write(path, about, rows, tok, prob, ahead, tokenizer, source.pictures(i))
+        pictures = source.pictures(i)
+        more = dict(texts=texts, silences=silences(source.captions(i), annotated, len(tok)))
+        if pictures is None:
+            more["features"] = heat_map(encoder.projector, source.obs(i), names)
+        size = write(path, about, rows, tok, prob, ahead, tokenizer, pictures, **more)
         print(f"{path}  {size / 1e6:.1f} MB")
         kinds = Counter(row["kind"] for row in rows)
-        pages.append(dict(id=name, link=path, steps=len(tok), **kinds))
+        scores = doubts(tok, prob, ahead) | kinds
+        pages.append(dict(id=name, link=path, steps=len(tok), **scores))
     if episodes:
         write_index(html, f"{source.folder}, {split}; {folder}", pages)
         print(html)

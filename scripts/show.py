@@ -18,31 +18,41 @@ from tqdm import tqdm
 from configurator import run
 from data import SILENCE, Episodes, Tokenizer
 from encoder import Projector
+from scripts.check import absurd, absurd_warning
 from train import feature_power
 
 SPLITS = "train", "val", "test"
 READ = 2**30  # bytes of observations read for the statistics; of more, every n-th episode
 FEW = 4  # of 16 dims or more, no more than this weigh: too few
+MANY = 8  # warnings of one kind
 TOLERANCE = 3  # steps that a caption may wait for another, as in data.match
 
 
 def observation_statistics(splits):
-    """Mean, deviation, least and largest value of each dim (D,), and of how many episodes."""
+    """Mean, deviation, least and largest value of each dim (D,), of how many episodes, and
+    warnings of absurd numbers, which are left out of the four."""
     every = [(episodes, i) for episodes in splits.values() for i in range(len(episodes))]
     size = sum(4 * episodes.meta["obs_dim"] * episodes.steps(i) for episodes, i in every)
     some = every[:: size // READ + 1]
     count, total, square = 0, 0, 0
     least, most = torch.tensor(np.inf), torch.tensor(-np.inf)
-    shift = some[0][0].obs(some[0][1], 0, 1).double()  # or a large mean swallows the deviation
+    # or a large mean swallows the deviation
+    shift = some[0][0].obs(some[0][1]).double().median(0).values
+    warnings = []
     for episodes, i in tqdm(some, desc="reading", leave=False, disable=None):
         x = episodes.obs(i).double()
+        for warning in absurd_warning(x, episodes.records[i]["id"]):
+            warnings.append(warning)
+            x = x.where(~absurd(x), x.median(0).values)
         count += len(x)
         total += (x - shift).sum(0)
         square += (x - shift).square().sum(0)
         least, most = torch.minimum(least, x.amin(0)), torch.maximum(most, x.amax(0))
     mean = total / count
     std = (square / count - mean**2).clamp(min=0).sqrt()
-    return shift[0] + mean, std, least, most, len(some)
+    if len(warnings) > MANY:
+        warnings[MANY:] = [f"{len(warnings) - MANY} more episodes hold such numbers"]
+    return shift + mean, std, least, most, len(some), warnings
 
 
 def identical_episodes(splits):
@@ -183,13 +193,13 @@ def show(folder):
     counts = {split: text_statistics(episodes, tokenizer) for split, episodes in splits.items()}
     for split, episodes in splits.items():
         describe(split, episodes, counts[split])
-    mean, std, least, most, read = observation_statistics(splits)
+    mean, std, least, most, read, warnings = observation_statistics(splits)
     print(
         f"observations ({read} of {len(records)} episodes): values {least.min():.4g} to "
         f"{most.max():.4g}; standard deviation of a dim {std.min():.3g} to {std.max():.3g}, "
         f"median {std.median():.3g}"
     )
-    warnings = [
+    warnings += [
         *observation_warnings(mean, std, least, most),
         *text_warnings(counts),
         *identity_warnings(identical_episodes(splits)),

@@ -16,24 +16,25 @@ from runtime import distributed
 
 
 def main(what, at, arguments):
-    pseudo_labels, forward = train.pseudo_labels, train.Grounding.forward
+    batches, forward = train.Windows.batches, train.Grounding.forward
     here = distributed.RANK == distributed.WORLD - 1 and not distributed.RESTARTED
     signals = dict(TERM=["TERM"], INT=["INT"], KILL=["KILL"], INTINT=["INT"] * 2).get(what, [])
     now = [-1]
 
-    def interrupted(target, batch, step):
-        now[0] = step
-        for name in signals:
-            if here and step == at:
-                os.kill(os.getpid(), getattr(signal, f"SIG{name}"))
-        return pseudo_labels(target, batch, step)
+    def interrupted(self, steps, windows):
+        for step, batch in zip(steps, batches(self, steps, windows), strict=True):
+            now[0] = step
+            for name in signals:
+                if here and step == at:
+                    os.kill(os.getpid(), getattr(signal, f"SIG{name}"))
+            yield batch
 
     def gone_bad(self, *inputs):
         loss, parts = forward(self, *inputs)
         bad = here and what == "NAN" and now[0] >= at
         return (loss * float("nan"), parts) if bad else (loss, parts)
 
-    train.pseudo_labels, train.Grounding.forward = interrupted, gone_bad
+    train.Windows.batches, train.Grounding.forward = interrupted, gone_bad
     sys.argv = ["train.py", *arguments]
     run(train.main)
 

@@ -30,21 +30,19 @@ def a_model(K, stride=1, flash=True):
 
 
 def a_batch(T, B=3):
-    """A stream with silence and holes in what is known, one that ends; and what was accepted."""
+    """Streams with silence and holes in what is known, one that ends."""
     tok = torch.randint(2, V, (B, T)).masked_fill(torch.rand(B, T) < 0.4, SILENCE)
-    valid = torch.arange(T) < torch.tensor([T, T - 3, T])[:, None]
+    within = torch.arange(T) < torch.tensor([T, T - 3, T])[:, None]
     known = torch.rand(B, T) < 0.5
-    accepted = ~known & (torch.rand(B, T) < 0.5) & valid
     obs, prev_token = torch.randn(B, T, D).double(), torch.randint(V, (B,))
-    return Batch(obs, tok, known, valid, prev_token, noise=None), accepted
+    return Batch(obs, tok, known & within, ~known & within, prev_token, noise=None)
 
 
-def one_by_one(model, batch, accepted):
+def one_by_one(model, batch):
     """The sums of the losses in loops, each block given its own prefix and itself alone."""
     predictor, lm, tok = model.predictor, model.predictor.lm, batch.tok
     input_tok = torch.cat((batch.prev_token[:, None], tok[:, :-1]), 1)
     hidden = model.encoder(batch.obs, input_tok)
-    known = batch.known & batch.valid
     logits = model.encoder.lm.embed_out(hidden)
     each = F.cross_entropy(logits.mT, tok, reduction="none")
     predict, T = 0, tok.shape[1]
@@ -55,20 +53,20 @@ def one_by_one(model, batch, accepted):
             block = lm.embed(tok[b, t : t + len(ahead)])
             out = lm.stack(torch.cat((main, block))[None])[0, t + 1 :]
             loss = F.cross_entropy(lm.embed_out(out), tok[b, ahead], reduction="none")
-            predict = predict + (loss * (known | accepted)[b, ahead]).sum()
-    return torch.stack(((each * known).sum(), predict, (each * accepted).sum()))
+            predict = predict + (loss * (batch.known | batch.unknown)[b, ahead]).sum()
+    return torch.stack(((each * batch.known).sum(), predict, (each * batch.unknown).sum()))
 
 
 @pytest.mark.parametrize("flash", [False, True])
 @pytest.mark.parametrize("T, K, stride", [(9, 3, 1), (9, 3, 3), (7, 10, 2), (5, 1, 1)])
 def test_one_pass_equals_separate_runs(T, K, stride, flash):
     model = a_model(K, stride, flash)
-    batch, accepted = a_batch(T)
-    targets = model.targets(batch, accepted)
+    batch = a_batch(T)
+    targets = model.targets(batch, True)
     loss, parts = model(batch, batch.tok, targets, torch.tensor([1, 1, 1]))
-    expected = one_by_one(model, batch, accepted)
+    expected = one_by_one(model, batch)
     torch.testing.assert_close(parts, expected.detach(), rtol=1e-10, atol=1e-10)
-    weights = torch.tensor([1, train.predict_weight, train.self_weight], dtype=torch.float64)
+    weights = torch.tensor([1, train.predict_weight, train.pseudo_weight], dtype=torch.float64)
     parameters = dict(model.named_parameters())
     ours = torch.autograd.grad(loss, parameters.values())
     theirs = torch.autograd.grad(expected @ weights, parameters.values())
@@ -188,9 +186,9 @@ def test_memory_of_the_fast_path_is_linear():
 def test_detach_stops_the_gradient_from_predictor_to_encoder(detach, monkeypatch):
     monkeypatch.setattr(train, "detach", detach)
     model = a_model(3)
-    batch, accepted = a_batch(9)
+    batch = a_batch(9)
     nothing = torch.zeros_like(batch.known)
-    targets = nothing, model.targets(batch, accepted)[1], nothing  # loss_predict alone
+    targets = nothing, model.targets(batch, False)[1], nothing  # loss_predict alone
     model(batch, batch.tok, targets, torch.tensor([1, 1, 1]))[0].backward()
     reached = any(p.grad is not None and p.grad.abs().sum() > 0 for p in model.encoder.parameters())
     assert reached != detach

@@ -44,6 +44,8 @@ MISTAKES = {
     "--K=2.5": "K is of type int",
     "--flag=1": "flag is of type bool",
     "--K": "--name=value",
+    "--lr=1" + "0" * 400: "lr is of type float",
+    "--K=" + "(" * 5000: "K is of type int",
     "missing.py": "No such file",
 }
 
@@ -68,6 +70,14 @@ def test_a_config_with_a_syntax_error_names_file_and_line(script, tmp_path):
     (tmp_path / "bad.py").write_text("K = 4\nlr = = 3\n")
     with pytest.raises(ValueError, match="bad.py, line 2: SyntaxError"):
         configure(script, [str(tmp_path / "bad.py")])
+
+
+@pytest.mark.parametrize("text", ["exit(3)", "lr = 10**400", "K = " + "(" * 500])
+def test_a_config_that_cannot_be_meant_is_one_line(script, tmp_path, text):
+    (tmp_path / "bad.py").write_text(text)
+    with pytest.raises(ValueError, match="bad.py") as error:
+        configure(script, [str(tmp_path / "bad.py")])
+    assert "\n" not in str(error.value)
 
 
 def test_a_value_out_of_range_is_named():

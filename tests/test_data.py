@@ -173,8 +173,8 @@ def windows(toy, tokenizer):
     episodes = Episodes(toy, "train")
     annotated = choose_annotated(episodes, 4, 0)
 
-    def make(T=16, fraction=0.5, seed=0):
-        return Windows(episodes, annotated, tokenizer, T, fraction, seed)
+    def make(T=16, fraction=0.5, seed=0, reader=None):
+        return Windows(episodes, annotated, tokenizer, T, fraction, seed, reader)
 
     return make
 
@@ -189,13 +189,14 @@ def test_a_window_depends_on_seed_step_and_number_alone(windows):
 def test_a_fixed_share_of_windows_is_annotated_and_the_rest_shows_no_caption(windows):
     for step in range(10):
         batch = windows().batch(step, range(8))
-        assert batch.known.all(1).sum() == 4
-        assert (batch.tok[~batch.known] == SILENCE).all()
+        assert batch.known[:, 8:].all(1).sum() == 4
+        assert not (batch.known & batch.unknown).any()
+        assert (batch.tok[~batch.known.any(1)] == SILENCE).all()
 
 
 def test_a_window_begins_with_the_true_token_before_it(windows):
     loader = windows(fraction=1.0)
-    streams = [[END, *stream] for stream, _ in loader.streams.values()]
+    streams = [[END, *loader.stream(i)[0]] for i in loader.annotated]
     pieces = [stream[a : a + 17] for stream in streams for a in range(40 - 15)]
     for step in range(20):
         batch = loader.batch(step, [0])
@@ -204,6 +205,33 @@ def test_a_window_begins_with_the_true_token_before_it(windows):
 
 def test_an_episode_shorter_than_the_window_is_padded(windows):
     batch = windows(T=64).batch(0, range(4))
-    assert (batch.valid.sum(1) == 40).all()
-    assert not batch.known[:, 40:].any()
+    assert (batch.known ^ batch.unknown)[:, :40].all()
+    assert not (batch.known | batch.unknown)[:, 40:].any()
     assert not batch.obs[:, 40:].any()
+
+
+def test_a_reader_fills_what_nobody_annotated(windows, tokenizer):
+    class OneCaption:
+        def captions(self, obs):
+            assert obs.shape == (40, 6)
+            return [Caption(2, 3, "walk")]
+
+    loader = windows(reader=OneCaption())
+    read = write_stream([Caption(2, 3, "walk")], 40, tokenizer)
+    i, j = loader.annotated[0], loader.others[0]
+    loader.episodes.records[i]["annotated"] = [[20, 40]]
+    true, _ = loader.episodes.stream(i, tokenizer)
+    for episode, text, known in (i, [*read[:20], *true[20:]], 20), (j, read, 0):
+        tok, is_known = loader.stream(episode)
+        assert np.array_equal(tok, text) and is_known.sum() == known
+    batch = loader.batch(0, range(8))
+    assert (batch.known ^ batch.unknown)[:, 8:].all()
+
+
+def test_half_a_window_without_its_past_is_no_target(windows):
+    loader = windows(fraction=1.0)
+    starts = {tuple(loader.episodes.obs(i)[0].tolist()) for i in loader.annotated}
+    batch = loader.batch(0, range(200))
+    at_start = torch.tensor([tuple(obs.tolist()) in starts for obs in batch.obs[:, 0]])
+    assert 0 < at_start.sum() < 200
+    assert batch.known[at_start].all() and not batch.known[~at_start, :8].any()

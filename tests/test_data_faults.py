@@ -1,4 +1,5 @@
 import json
+import os
 
 import numpy as np
 import pytest
@@ -23,7 +24,7 @@ def edit_line(folder, edit):
     record = json.loads(lines[2])
     del record["crc"]
     edit(record)
-    lines[2] = json.dumps(record)
+    lines[2] = json.dumps(record).replace('"NEST"', "[" * 200_000)
     path.write_text("\n".join(lines) + "\n")
 
 
@@ -54,6 +55,30 @@ def no_meta(folder):
 
 def broken_meta(folder):
     (folder / "meta.json").write_text("{")
+
+
+def folder_for(name):
+    def harm(folder):
+        (folder / name).unlink()
+        (folder / name).mkdir()
+
+    return harm
+
+
+def pipe_for(name):
+    def harm(folder):
+        (folder / name).unlink()
+        os.mkfifo(folder / name)
+
+    return harm
+
+
+def dangling(name):
+    def harm(folder):
+        (folder / name).unlink()
+        (folder / name).symlink_to("nowhere")
+
+    return harm
 
 
 def other_format(folder):
@@ -162,6 +187,30 @@ FAULTS = {
     "another type than meta.json says": (
         meta(dtype="uint8"),
         r"train-00000.safetensors: obs is \[480, 6\] float32, meta.json",
+    ),
+    "splits that are no list": (meta(splits=5), "meta.json: splits is 5"),
+    "no splits": (meta(splits=None), "meta.json: splits is None"),
+    "a split that is no name": (meta(splits=["train", []]), r"meta.json: splits is .'train', .."),
+    "a rate that is no number": (meta(steps_per_second="5"), "steps_per_second is '5'"),
+    "a rate beyond all floats": (meta(steps_per_second=10**400), "steps_per_second is 1000"),
+    "a rate below zero": (meta(steps_per_second=-1), "steps_per_second is -1"),
+    "a folder for meta.json": (folder_for("meta.json"), "meta.json is not a file"),
+    "a folder for the text": (folder_for("train-00000.jsonl"), "train-00000.jsonl is missing"),
+    "a folder for a shard": (folder_for("train-00000.safetensors"), "truncated or garbled"),
+    "a pipe for a shard": (pipe_for("train-00000.safetensors"), "truncated or garbled"),
+    "a link to nowhere": (dangling("train-00000.jsonl"), "train-00000.jsonl is missing"),
+    "deeply nested JSON": (
+        lambda folder: (folder / "meta.json").write_text("[" * 200_000),
+        r"meta.json is not JSON \(nested too deep\)",
+    ),
+    "a deeply nested line": (
+        line(lambda record: record.update(id="NEST")),
+        r"line 3: is not JSON \(nested too deep\)",
+    ),
+    "half a character": (caption(text="w\ud800lk"), r"line 3: is not JSON \(no Unicode: "),
+    "half a character in an id": (
+        line(lambda record: record.update(id="\ud800")),
+        r"line 3: is not JSON \(no Unicode: ",
     ),
     "a width that is no number": (meta(obs_dim="6"), r"meta.json: obs_dim is '6'"),
     "a caption beyond the end": (

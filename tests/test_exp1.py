@@ -19,7 +19,6 @@ SMALL = [
     "--eval_interval=20",
     "--warmup_iters=2",
     "--learning_rate=1e-3",
-    "--pseudo_from=10",
 ]
 
 

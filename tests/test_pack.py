@@ -1,5 +1,7 @@
 import json
 import os
+import pickle
+import re
 import subprocess
 import sys
 
@@ -137,6 +139,15 @@ def test_what_sample_py_writes_is_accepted_as_captions(folder, packed):
     assert [found[f"ep{n}"][2] for n in range(3)] == [[Caption(7, 9, "walk")]] * 3
 
 
+def test_the_page_may_say_that_nothing_happens_in_a_span(folder, packed):
+    about = dict(unit="steps", by="person")
+    rows = dict(start=7, end=9, text="walk"), dict(start=12, end=20, text="")
+    lines = [json.dumps(about | row | dict(episode=f"ep{n}")) for n in range(3) for row in rows]
+    (folder / "said.jsonl").write_text("\n".join(lines))
+    found = packed(captions=str(folder / "said.jsonl"), annotated="captions")
+    assert found["ep0"][2:] == ([Caption(7, 9, "walk")], [[7, 9], [12, 20]])
+
+
 def test_corrected_captions_join_the_first_ones_for_training(folder, packed):
     before = packed()
     held = [name for name, (split, *_) in before.items() if split != "train"]
@@ -185,6 +196,16 @@ def test_captions_that_cannot_be_packed_leave_the_data_set_as_it_was(folder, pac
         file.write("ep1,3,4," + "wood " * 300 + "\n")
     assert "line 8: caption 0: not one line of at most 1,000" in refused(packed)
     assert contents(folder / "mine") == before
+
+
+def test_a_folder_in_place_of_a_shard_leaves_the_rest_as_it_was(folder, packed):
+    packed()
+    shard = folder / "mine/train-00000.safetensors"
+    shard.unlink()
+    shard.mkdir()
+    before = sorted((folder / "mine").iterdir())
+    assert "train-00000.safetensors is a folder: remove it" in refused(packed)
+    assert sorted((folder / "mine").iterdir()) == before
 
 
 def truncate(path):
@@ -274,12 +295,14 @@ def test_fewer_files_leave_no_old_shards(folder, packed, monkeypatch):
     [
         ("epp3,1,2,walk", "line 8: no episode 'epp3'; did you mean 'ep3'?"),
         ("ep1,30,31,walk", "line 8: start 30, end 31; episode ep1 has steps 0 .. 29"),
-        ("ep1,5,4,walk", "start 5, end 4"),
+        ("ep1,5,4,walk", "line 8: start 5, end 4: it ends before it starts"),
         ("ep1,x,4,walk", "not numbers"),
+        ("ep1,1" + "0" * 400 + ",,walk", "0, end ; episode ep1 has steps 0 .. 29"),
+        ("ep1,3,4," + "x" * 140_000, "line 8: caption 0: not one line of at most 1,000"),
         ("ep1,3,4, ", "line 8: no text"),
         ("ep1,nan,4,walk", "start nan"),
         ("ep1,-1,4,walk", "start -1"),
-        ("ep1,4.8,,walk", "line 8: start 4.8: a step is a whole number"),
+        ("ep1,4.8,,walk", "line 8: start 4.8, end : a step is a whole number"),
         ("ep1,3,,hello, world", "line 8: more fields than columns"),
     ],
 )
@@ -296,6 +319,7 @@ def test_a_wrong_caption_is_one_line_that_names_it(folder, packed, line, message
         (b"episode;start;text\nep1;1;a\n", {}, "no commas between: episode, start, text"),
         ("episode,start,text\nep1,1,café\n".encode("latin-1"), {}, "not UTF-8"),
         (b"episode,start,text\nep1,1,a\n", dict(annotated="captions"), "no line has an end"),
+        (b"episode,start,start,text\nep1,1,2,a\n", {}, "two columns are called start"),
     ],
 )
 def test_a_wrong_captions_file_is_one_line(folder, packed, content, settings, message):
@@ -326,8 +350,66 @@ def test_wrong_observations_are_one_line_that_names_them(folder, packed):
     assert "a-file" in refused(
         packed, obs=str(folder / "raw/ep1.npy"), captions="", out=str(folder / "a-file")
     )
-    (folder / "raw/ep3.npy").write_bytes(b"no array")
-    assert "ep3.npy: not observations" in refused(packed)
+    for content in (b"no array", pickle.dumps([1])):
+        (folder / "raw/ep3.npy").write_bytes(content)
+        message = refused(packed)
+        assert "ep3.npy: not observations" in message and "pickle" not in message
+
+
+@pytest.mark.parametrize(
+    "line, message",
+    [
+        ('"start": 1' + "0" * 400 + ', "text": "walk"', "line 1: start 1000.*: not numbers"),
+        ('"start": true, "text": "walk"', "line 1: start True, end None: not numbers"),
+        ('"start": 3, "text": ["walk"]', "line 1: text .'walk'.: not a string"),
+        ('"start": 3, "text": "w\\ud800lk"', "line 1: not a JSON object"),
+        ('"start": 3, "text": ' + "[" * 200_000, "line 1: not a JSON object"),
+    ],
+)
+def test_a_wrong_line_of_json_is_one_line_that_names_it(folder, packed, line, message):
+    path = folder / "captions.jsonl"
+    path.write_text('{"episode": "ep1", ' + line + "}\n")
+    assert re.search(message, refused(packed, captions=str(path)))
+
+
+def test_a_quote_left_open_is_warned_of(folder, packed, capsys):
+    with open(folder / "captions.csv", "a") as file:
+        file.write('ep1,3,4,"walk\nep2,3,4,walk\nep3,3,4,walk\n')
+    packed()
+    warning = "captions.csv, line 10: a caption of several lines (1 in all): is a quote left open?"
+    assert warning in capsys.readouterr().err
+
+
+def test_unusual_observations_are_packed_or_refused_in_one_line(folder, packed):
+    x = np.random.default_rng(0).random((30, 4))
+    np.save(folder / "raw/ep3.npy", x.astype(np.longdouble))
+    assert np.allclose(packed()["ep3"][1].numpy(), x)
+    for name, tensor in dict(scalar=torch.tensor(1.0), complex=torch.ones(30, 4) * 1j).items():
+        save_file({"x": tensor}, folder / f"{name}.safetensors")
+        message = refused(packed, obs=str(folder / f"{name}.safetensors"))
+        assert "observations are " in message
+    os.mkfifo(folder / "pipe.npy")
+    assert "pipe.npy: not observations" in refused(packed, obs=str(folder / "pipe.npy"))
+    with open(folder / "two.npy", "wb") as file:
+        np.save(file, x)
+        np.save(file, x)
+    assert "more in it than one array" in refused(packed, obs=str(folder / "two.npy"))
+    (folder / "raw/ep3.npy").rename(folder / "ep3.npz")
+    assert "ep3.npz: not observations (BadZipFile" in refused(packed, obs=str(folder / "*.npz"))
+    (folder / "raw/ep4.npy").rename(folder / "raw/ep\n4.npy")
+    assert "is no text; rename it" in refused(packed)
+
+
+def test_a_broken_packed_json_packs_all_again(folder, packed):
+    packed()
+    before = contents(folder / "mine")
+    for text in ("[", "[]", "{}"):
+        (folder / "mine/packed.json").write_text(text)
+        packed()
+        assert contents(folder / "mine") == before
+    (folder / "mine/packed.json").unlink()
+    (folder / "mine/packed.json").mkdir()
+    assert "was not packed here" in refused(packed)
 
 
 def test_a_data_set_made_by_others_is_not_touched(toy, folder, packed):
@@ -380,6 +462,27 @@ def test_show_warns_of_what_will_hurt(folder, packed, capsys):
         assert f"{warning}" in said, warning
 
 
+def test_an_absurd_number_is_warned_of_and_spoils_no_statistic(folder, packed, capsys):
+    packed()
+    show.show(str(folder / "mine"))
+    usual = capsys.readouterr().out
+    x = np.load(folder / "raw/ep2.npy")
+    x[12, 2] = 1e25
+    np.save(folder / "raw/ep2.npy", x)
+    packed()
+    capsys.readouterr()
+    show.show(str(folder / "mine"))
+    said = capsys.readouterr().out
+    assert check.check(folder / "mine") == 0
+    warning = "episode ep2: 1e+25 at step 12, feature 2: over a million times what is usual"
+    assert warning in said and warning in capsys.readouterr().out
+    spread = "standard deviation of a dim (.*) to (.*), median (.*)"
+    numbers = [[float(n) for n in re.search(spread, text).groups()] for text in (usual, said)]
+    assert numbers[1] == pytest.approx(numbers[0], rel=0.05)
+    rows = torch.full((30, 2), 1.7e9)  # large, but all of it is: seconds since 1970
+    assert not check.absurd(rows).any()
+
+
 def make_waves(folder, width, rng):
     """Three splits of 9 episodes whose dims but the first are noise smoothed over `width` steps."""
     kernel = np.ones(width) / width
@@ -418,7 +521,7 @@ def test_show_measures_what_is_there(tmp_path, capsys):
     )
     splits = {split: Episodes(tmp_path, split) for split in ("train", "val", "test")}
     every = torch.cat([e.obs(i) for e in splits.values() for i in range(30)])
-    mean, std, least, most, _ = show.observation_statistics(splits)
+    mean, std, least, most, *_ = show.observation_statistics(splits)
     torch.testing.assert_close(mean, every.double().mean(0))
     torch.testing.assert_close(std, every.double().std(0, correction=0))
     assert torch.equal(least.float(), every.amin(0)) and torch.equal(most.float(), every.amax(0))

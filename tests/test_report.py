@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from bench import report
 from data import SILENCE, Caption, Episodes, choose_annotated, match, score
-from encoder import Encoder
+from encoder import Encoder, Projector
 from model import Config, GPTNeoX
 from train import Predictor
 
@@ -70,7 +70,9 @@ def test_controls_and_baselines_on_the_toy_data(toy, tokenizer):
     assert f1(report.written_captions(parrot, test, tokenizer, "shuffled")) < 0.6
     assert f1(report.written_captions(parrot, test, tokenizer, "zeroed")) == 0
     annotated = choose_annotated(train, 8, 0)
-    assert f1(report.linear_probe(test, train, annotated, lambda obs: obs * 3)) > 0.5
+    projector = Projector(6, 8)
+    projector.standardise(train, 0.0)
+    assert f1(report.reader_alone(test, train, annotated, projector, 4, tokenizer)) > 0.9
     assert f1(report.most_frequent(test, train, annotated)) < 0.5
     assert f1(report.perfect_writer(test, tokenizer)) == 1
 

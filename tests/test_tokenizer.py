@@ -143,6 +143,26 @@ def test_a_tokenizer_of_another_kind_is_refused_in_one_line(trained, tmp_path, m
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("key, value", [("normalized", []), ("lstrip", None), ("content", "")])
+def test_an_added_token_of_another_form_is_refused(trained, tmp_path, key, value):
+    stored = json.loads(trained.read_text("utf-8"))
+    stored["added_tokens"][2][key] = value
+    path = tmp_path / "tokenizer.json"
+    path.write_text(json.dumps(stored))
+    with pytest.raises(ValueError, match="flags|without text"):
+        Tokenizer.from_file(path)
+
+
+def test_pieces_that_lack_a_byte_or_come_twice_are_refused(tmp_path):
+    path = tmp_path / "tokenizer.json"
+    Tokenizer.from_captions(["walk"]).save(path)
+    pieces = json.loads(path.read_text())["pieces"]
+    for wrong in (pieces[1:], [*pieces, "walk"], [*pieces, ""], "ab", dict(a=1)):
+        path.write_text(json.dumps(dict(pieces=wrong)))
+        with pytest.raises(ValueError, match="pieces are not every byte"):
+            Tokenizer.from_file(path)
+
+
 def test_unreadable_files_are_named(tmp_path):
     path = tmp_path / "tokenizer.json"
     with pytest.raises(ValueError, match="tokenizer.json is missing"):

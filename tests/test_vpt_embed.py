@@ -290,6 +290,30 @@ def test_a_half_written_shard_counts_as_not_there(tmp_path):
     assert Writer(tmp_path, {}).ids == set()
 
 
+@pytest.mark.parametrize("suffix", [".safetensors", ".jsonl"])
+def test_a_damaged_shard_is_made_again(folder, suffix):
+    assert embed(folder)[0] == 0
+    before = episodes(folder / "data")
+    (path,) = (folder / "data").glob(f"*{suffix}")
+    path.write_bytes(path.read_bytes()[:-9])
+    status, out, err = embed(folder)
+    assert status == 0 and f"{path.stem}" in err and "its recordings are read again" in err
+    assert "1 train; 0 were there" in out and check(folder / "data") == 0
+    ((obs, *text),), ((obs_before, *text_before),) = (
+        x.values() for x in (episodes(folder / "data"), before)
+    )
+    assert torch.equal(obs, obs_before) and text == text_before
+
+
+def test_captions_that_cannot_be_kept_skip_their_recording_alone(tmp_path):
+    zeros, long = torch.zeros(3, 4, dtype=torch.bfloat16), "x" * 2000
+    with Writer(tmp_path, {}) as writer:
+        writer.add("a", [zeros], [], "all")
+        for stem, text in dict(b=long, c="w\ud800lk").items():
+            writer.add(stem, [zeros], [Caption(0, 1, text)], "all")
+    assert Writer(tmp_path, {}).ids == {"a"} and writer.skipped.keys() == {"b", "c"}
+
+
 def test_the_pieces_of_a_session_go_to_one_split_and_the_splits_have_their_shares():
     assert (
         len(
@@ -335,12 +359,23 @@ def test_only_the_spans_a_person_marked_are_annotated(folder):
         ("recording,start,end,text\na,one,2,x\n", 2),
         ("recording,start,end,text\na,nan,2,x\n", 2),
         ("recording,start,end,text\na\n", 2),
+        ("recording,start,end,text\na,1,inf,x\n", 2),
+        ("recording,start,end,text\na,1,2,dig, down\n", 2),
     ],
 )
 def test_a_table_of_another_form_is_one_clear_error(tmp_path, text, line):
     (tmp_path / "p.csv").write_text(text)
     with pytest.raises(ValueError, match=f"p.csv, line {line}: needs"):
         read_annotations(tmp_path / "p.csv", {})
+
+
+def test_an_empty_table_is_refused_and_a_quote_left_open_warned_of(tmp_path, capsys):
+    (tmp_path / "p.csv").write_text("")
+    with pytest.raises(ValueError, match="p.csv: no line in it"):
+        read_annotations(tmp_path / "p.csv", {})
+    (tmp_path / "p.csv").write_text('recording,start,end,text\na,1,2,"x\na,3,4,y\n')
+    assert len(read_annotations(tmp_path / "p.csv", {})["a"]) == 1
+    assert "p.csv, row 2: a text of several lines" in capsys.readouterr().err
 
 
 # ---- latents on disk ----
@@ -381,6 +416,7 @@ def test_latents_of_any_kind_become_episodes(tmp_path):
     np.savez(latents / "pickled.npz", embeddings=np.array([[Trap(tmp_path / "ran")]]))
     np.savez(latents / "other.npz", actions=rows)
     (latents / "empty.npy").write_bytes(b"")
+    (latents / "garbage.npy").write_bytes(b"no array")
     (tmp_path / "person.csv").write_text(
         "recording,start_frame,end_frame,text\nsingle,4,8,chop a tree\n"
     )
@@ -394,9 +430,9 @@ def test_latents_of_any_kind_become_episodes(tmp_path):
     assert (
         status == 0
         and found.keys() == {"single", "half", "bfloat", "basalt"}
-        and "7 skipped" in out
+        and "8 skipped" in out
     ), out + err
-    assert not (tmp_path / "ran").exists()
+    assert not (tmp_path / "ran").exists() and "unsafely" not in out
     assert torch.equal(found["single"][0], bfloat[::4].float()) and torch.equal(
         found["bfloat"][0], found["basalt"][0]
     )

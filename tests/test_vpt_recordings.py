@@ -53,6 +53,7 @@ def test_a_line_keeps_its_number_whatever_stands_before_it(tmp_path):
         dict(mouse=[]),
         dict(mouse=dict(x=None, y="3", buttons=None)),
         dict(mouse=dict(x=float("nan"), y=1)),
+        dict(mouse=dict(x=10**400, y=1)),
         dict(stats=None),
         dict(stats=[1]),
         dict(stats={"a": None, "b": "1", "c": 1.5}),

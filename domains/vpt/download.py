@@ -11,7 +11,6 @@ that a few hours are of many players, and more hours contain the fewer.
 
 import errno
 import http.client
-import json
 import os
 import random
 import sys
@@ -24,6 +23,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from configurator import check_range, configure, run
+from runtime.checkpoint import parse_json
 
 index = ""  # of recordings: a name in OpenAI's store (all_10xx_Jun_29.json), a URL or a file
 hours = 0.0  # of video to have in the end; about 2 GB each
@@ -116,7 +116,7 @@ def read_index(index):
     except OSError as error:
         raise ValueError(f"--index={index}: neither a file nor on the server ({error})") from None
     try:
-        content = json.loads(text)
+        content = parse_json(text)
         base = content["basedir"].rstrip("/")
         paths = [path.strip("/").removesuffix(".mp4") for path in content["relpaths"]]
     except (ValueError, KeyError, TypeError, AttributeError):

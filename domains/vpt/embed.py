@@ -9,10 +9,10 @@ Experiment 1, Minecraft: recordings of players -> episodes of VPT embeddings wit
 Weights: https://openaipublic.blob.core.windows.net/minecraft-rl/models/foundation-model-1x.weights
 (or 2x, 3x, bc-*, rl-*). Recordings: `python -m domains.vpt.download --help`.
 
-The same command goes on where it was stopped. Captions come from the game's counters or, with
---annotations, from a person: a CSV `recording,start,end,text` in seconds (or, with the columns
-start_frame,end_frame, in frames). Only its spans count as annotated then; an empty text says that
-there is nothing to say.
+The same command goes on where it was stopped, and makes again what is damaged. Captions come from
+the game's counters or, with --annotations, from a person: a CSV `recording,start,end,text` in
+seconds (or, with the columns start_frame,end_frame, in frames). Only its spans count as annotated
+then; an empty text says that there is nothing to say.
 """
 
 import functools
@@ -132,7 +132,7 @@ class Recordings(IterableDataset):
 
     def read(self, mp4):
         jsonl = mp4.with_suffix(".jsonl")
-        if not jsonl.exists():
+        if not jsonl.is_file():
             raise ValueError("no jsonl beside the video")
         lines = read_lines(jsonl)
         if not any(lines):

@@ -17,9 +17,10 @@ from pathlib import Path
 
 import torch
 
-from data import Caption, Episode, write_meta, write_shard
-from runtime.checkpoint import replace
-from runtime.shards import shard_path
+from data import Caption, Episode, record_faults, write_meta, write_shard
+from runtime.checkpoint import read_json, replace
+from runtime.shards import Shard, shard_path
+from scripts.check import read_shard
 
 SHARD = 16  # recordings, then a shard is written
 SHARD_SECONDS = 600  # or so long after its first recording
@@ -67,6 +68,8 @@ def read_annotations(path, stems):
             rows = list(csv.DictReader(file))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"{path}: cannot be read ({error})") from None
+    if not rows:
+        raise ValueError(f"{path}: no line in it; the columns are recording,start,end,text")
     spans = collections.defaultdict(list)
     for number, row in enumerate(rows, start=2):
         try:
@@ -77,6 +80,9 @@ def read_annotations(path, stems):
                 "0 <= start <= end in seconds (or recording,start_frame,end_frame,text)"
             ) from None
         spans[stem].append(span)
+        if "\n" in (row["text"] or ""):
+            problem = "a text of several lines: is a quote left open?"
+            print(f"warning: {path}, row {number}: {problem}", file=sys.stderr)
     absent = sorted(spans.keys() - set(stems))
     if absent:
         print(
@@ -89,7 +95,7 @@ def read_row(row):
     unit = "frame" if "start_frame" in row else "second"
     suffix = "_frame" if unit == "frame" else ""
     start, end = float(row["start" + suffix]), float(row["end" + suffix])
-    if not 0 <= start <= end:
+    if not 0 <= start <= end < math.inf or None in row:  # more fields than columns
         raise ValueError
     stem = row["recording"].strip().removesuffix(".mp4")
     return stem, (start, end, unit, " ".join((row["text"] or "").split()))
@@ -133,6 +139,9 @@ class Writer:
 
     def add(self, stem, obs, captions, annotated, broken_lines=0):
         """obs: list of (n, D); captions and annotated spans in steps."""
+        record = dict(id=stem, annotated=annotated, captions=[c._asdict() for c in captions])
+        for fault in record_faults(record, sum(map(len, obs))):
+            return self.skip(stem, fault)  # one recording never ends the run
         split = split_of(stem)
         since, episodes = self.waiting.setdefault(split, (time.time(), []))
         episodes.append(Episode(stem, torch.cat(obs), captions, annotated))
@@ -185,11 +194,11 @@ def check_settings(path, settings):
     """Latents of two networks must not end up in one data set."""
     if path.exists():
         try:
-            made_with = json.loads(path.read_bytes())
+            made_with = read_json(path)
         except ValueError as error:
             raise ValueError(
-                f"{path} is not JSON ({error}): delete it if the data set was begun with these "
-                "settings, else use another --out"
+                f"{error}: delete it if the data set was begun with these settings, "
+                "else use another --out"
             ) from None
         if made_with != settings:
             raise ValueError(
@@ -200,6 +209,14 @@ def check_settings(path, settings):
 
 
 def written_ids(folder):
-    """The ids of the episodes in a data set. Without its .safetensors a shard is not there."""
-    texts = [path.with_suffix(".jsonl") for path in folder.glob("*-?????.safetensors")]
-    return {json.loads(line)["id"] for path in texts for line in path.read_text().splitlines()}
+    """The ids of the episodes in a data set. A shard that is not as written is removed."""
+    ids = set()
+    for path in sorted(folder.glob("*-?????.safetensors")):
+        faults, _ = read_shard((path, dict(obs_dim=None, dtype=None)))
+        if not faults:
+            ids |= {record["id"] for record in Shard(path).records()}
+        elif RANK == 0:  # of many processes one, before it writes any
+            path.unlink(missing_ok=True)
+            path.with_suffix(".jsonl").unlink(missing_ok=True)
+            print(f"{faults[0]}; its recordings are read again", file=sys.stderr)
+    return ids

@@ -13,11 +13,12 @@ minerllabs/minerl, scripts/mcp_patch.diff.
 
 import functools
 import json
-import math
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+
+from runtime.checkpoint import read_json
 
 FPS, WIDTH, HEIGHT = 20, 640, 360
 WINDOW_HEIGHT = 720  # of the player's window, in whose pixels the mouse is given
@@ -57,7 +58,7 @@ def read_line(row):
     return Line(
         gui=tick.get("isGuiOpen") is True,
         inventory=tick.get("isGuiInventory") is True,
-        cursor=cursor if all(map(is_finite, cursor)) else None,
+        cursor=cursor if all(map(is_place, cursor)) else None,
         stats={key: count for key, count in stats.items() if isinstance(count, int)},
     )
 
@@ -67,18 +68,18 @@ def dict_in(tick, key):
     return tick[key] if isinstance(tick.get(key), dict) else {}
 
 
-def is_finite(x):
-    return isinstance(x, (int, float)) and math.isfinite(x)
+def is_place(x):
+    return isinstance(x, (int, float)) and abs(x) < 1e9  # not NaN, and pixels of some window
 
 
 def window_height(mp4):
     """Of the player's window in pixels, from <stem>-options.json where it is told."""
     path = Path(mp4).with_name(Path(mp4).stem + "-options.json")
     try:
-        height = json.loads(path.read_bytes())["windowHeight"]
-    except (OSError, ValueError, KeyError, TypeError):
+        height = read_json(path).get("windowHeight")
+    except (OSError, ValueError):
         return WINDOW_HEIGHT
-    return height if isinstance(height, int) and height > 0 else WINDOW_HEIGHT
+    return height if isinstance(height, int) and 0 < height < 1e9 else WINDOW_HEIGHT
 
 
 # -----------------------------------------------------------------------------

@@ -6,7 +6,6 @@ Captions of one Minecraft recording, straight from its mp4.
 A line per caption: its first step, the probability of its least sure token, its text.
 """
 
-import json
 from pathlib import Path
 
 from configurator import configure, run
@@ -15,7 +14,7 @@ from domains.vpt.embed import embed_recording
 from domains.vpt.network import VPT
 from domains.vpt.recordings import draw_arrow, read_cursor
 from encoder import Encoder
-from runtime.checkpoint import best, verify
+from runtime.checkpoint import best, read_json, verify
 from runtime.distributed import pick_device
 from sample import data_of
 
@@ -45,11 +44,13 @@ def stride_of(dataset):
     """Frames of a step in the run's data set, as embed.py noted them."""
     path = Path(dataset, "made-with.json")
     try:
-        return json.loads(path.read_bytes())["stride"]
-    except (OSError, ValueError, KeyError, TypeError):
-        raise ValueError(
-            f"{path}: no stride to be read; --data=folder of a data set of domains/vpt"
-        ) from None
+        stride = read_json(path).get("stride")
+    except ValueError:
+        stride = None
+    if not isinstance(stride, int) or stride < 1:
+        hint = "--data=folder of a data set of domains/vpt"
+        raise ValueError(f"{path}: no stride to be read; {hint}")
+    return stride
 
 
 def main():
@@ -57,7 +58,7 @@ def main():
     mp4 = find_recording()
     folder = best(out_dir)
     verify(folder)
-    config = json.loads((folder / "config.json").read_bytes())
+    config = read_json(folder / "config.json")
     stride = stride_of(data or data_of(folder, config["data"]))
     name = pick_device(device)
     vpt = VPT.from_weights(weights).to(name)

@@ -1,0 +1,96 @@
+"""
+What annotated episodes buy: each arm with 2 .. 128 of them, on worlds that nothing has seen.
+
+    python -m bench.labels --arm=ours --annotated=8 --seed=0     trains and scores one cell
+    python -m bench.labels                                       the table of all that were scored
+
+Every cell is a run of train.py on Crafter with the flags below, in out/labels. It is scored on 50
+episodes of fresh worlds. A seed is another choice of annotated episodes and other weights.
+"""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from bench.report import interval, reader_alone, written_captions
+from configurator import configure, run
+from data import Episodes, choose_annotated, score
+from domains import crafter_play
+from sample import load
+
+arm = ""  # which arm to run; '': none, only the table
+annotated = 8  # episodes that keep their captions
+seed = 0  # of the run
+out = "out/labels"  # folder of runs and of scores.jsonl
+data = "data/crafter"  # what is trained on
+fresh = "data/crafter-fresh"  # what is scored
+
+FINE_TUNING = "--annotated_fraction=1 --pseudo_weight=0 --predict_weight=0"
+ARMS = {
+    "ours": "",
+    "without the predictor": "--predict_weight=0",
+    "without gradient from it": "--detach=True",
+    "fine-tuning": FINE_TUNING,
+    "plain fine-tuning": FINE_TUNING + " --feature_power=0",
+}
+
+# the reader with the same weights of features
+ALONE = {"fine-tuning": "reader alone", "plain fine-tuning": "plain reader alone"}
+
+
+def fresh_episodes():
+    """50 episodes from worlds whose seeds no other data set has."""
+    if not Path(fresh, "meta.json").exists():
+        crafter_play.make(fresh, train=0, val=0, test=50, first_seed=1_000_000)
+    return Episodes(fresh, "test")
+
+
+def cell():
+    """Trains one arm, scores it and the reader alone, and keeps the scores."""
+    out_dir = Path(out, f"{arm.replace(' ', '-')}-{annotated}-{seed}")
+    flags = f"--data={data} --out_dir={out_dir} --n_annotated={annotated} --seed={seed}"
+    command = [sys.executable, "train.py", *flags.split(), *ARMS[arm].split()]
+    if not out_dir.exists():
+        subprocess.run(command, check=True)
+    encoder, _, tokenizer, config = load(out_dir)
+    train, episodes = Episodes(data, "train"), fresh_episodes()
+    some = choose_annotated(train, annotated, seed)
+    args = episodes, train, some, encoder.projector, encoder.T // 2, tokenizer
+    true = [episodes.captions(i) for i in range(len(episodes))]
+    written = {arm: written_captions(encoder, episodes, tokenizer)}
+    if arm in ALONE:
+        written[ALONE[arm]] = reader_alone(*args)
+    with open(Path(out, "scores.jsonl"), "a") as file:
+        for name, captions in written.items():
+            f1 = score(true, captions)["f1"]
+            file.write(json.dumps(dict(arm=name, N=annotated, seed=seed, f1=f1)) + "\n")
+
+
+def table():
+    """Mean F1 of each arm over seeds +- half of its 95 % interval, a column for each N."""
+    rows = [json.loads(line) for line in open(Path(out, "scores.jsonl"))]
+    scores = {}
+    for row in rows:
+        scores.setdefault(row["arm"], {}).setdefault(row["N"], {})[row["seed"]] = row["f1"]
+    counts = sorted({row["N"] for row in rows})
+    print(f"{'F1 on fresh worlds':24}" + "".join(f"  {f'N={N}':>15}" for N in counts))
+    for name, of_arm in scores.items():
+        cells = [list(of_arm.get(N, {}).values()) for N in counts]
+        texts = [f"{np.mean(c):.3f} +- {interval(c):.3f}" if c else "" for c in cells]
+        print(f"{name:24}" + "".join(f"  {text:>15}" for text in texts))
+
+
+def main():
+    configure(globals())
+    if arm and arm not in ARMS:
+        raise ValueError(f"--arm={arm}: one of {', '.join(ARMS)}")
+    if arm:
+        cell()
+    table()
+
+
+if __name__ == "__main__":
+    run(main)
