@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from data import END, Caption
 from model import GPTNeoX
@@ -203,9 +203,12 @@ class Encoder(nn.Module):
         path = Path(folder, "projector.safetensors")
         if not path.is_file():
             raise FileNotFoundError(f"{path} is missing: not the encoder of a checkpoint")
-        with safe_open(path, "pt") as file:
-            weights = {name: file.get_tensor(name) for name in file.keys()}
-            T = int(file.metadata()["T"])
+        try:
+            with safe_open(path, "pt") as file:
+                weights = {name: file.get_tensor(name) for name in file.keys()}
+                T = int(file.metadata()["T"])
+        except SafetensorError as error:
+            raise ValueError(f"{path}: truncated or garbled ({error})") from None
         encoder = cls(lm, len(weights["mean"]), T)
         encoder.projector.load_state_dict(weights)
         return encoder

@@ -310,7 +310,10 @@ def weight_files(folder):
     index = folder / "model.safetensors.index.json"
     names = ["model.safetensors"]
     if index.exists() and not (folder / names[0]).exists():
-        names = sorted(set(read_json(index).get("weight_map", {}).values()))
+        weight_map = read_json(index).get("weight_map")
+        if not isinstance(weight_map, dict):
+            raise ValueError(f"{index}: weight_map is no object; fetch the checkpoint again")
+        names = sorted(set(map(str, weight_map.values())))
     for name in names:
         if not (folder / name).is_file():
             raise FileNotFoundError(f"{folder / name} is missing: fetch the checkpoint again")

@@ -423,6 +423,8 @@ def main():
         if stopping:
             break
     distributed.leave()
+    if bad:
+        raise ValueError(f"step {state['step'] - 1} was not finite, so the run's end is not saved")
     print0(f"stopped after step {state['step']} of {max_iters}")
     print0(f"  python sample.py --out_dir={out_dir}        the captions of an episode")
     print0(f"  python -m bench.report {out_dir}            F1 on the test episodes, and controls")

@@ -115,7 +115,11 @@ def test_a_saved_encoder_writes_the_same(encoder, tmp_path):
     obs = random_obs(2, 12)
     for ours, theirs in zip(encoder.annotate(obs), again.annotate(obs), strict=True):
         assert torch.equal(ours, theirs)
-    (tmp_path / "encoder" / "projector.safetensors").unlink()
+    projector = tmp_path / "encoder" / "projector.safetensors"
+    projector.write_bytes(projector.read_bytes()[:-1])
+    with pytest.raises(ValueError, match="projector.safetensors: truncated"):
+        Encoder.from_pretrained(tmp_path / "encoder")
+    projector.unlink()
     with pytest.raises(FileNotFoundError, match="projector.safetensors is missing"):
         Encoder.from_pretrained(tmp_path / "encoder")
 

@@ -182,6 +182,8 @@ def test_missing_files_are_named(folder):
     index = dict(weight_map={"a": "model-1.safetensors"})
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     refused(folder, "model-1.safetensors is missing", FileNotFoundError)
+    (folder / "model.safetensors.index.json").write_text('{"weight_map": []}')
+    refused(folder, "weight_map is no object")
     (folder / "config.json").write_text("{")
     refused(folder, "config.json is not JSON")
     (folder / "config.json").unlink()

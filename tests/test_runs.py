@@ -246,6 +246,11 @@ def test_a_run_gone_bad_for_good_ends_and_names_its_checkpoint(data, tmp_path):
     assert re.search("step 14: ten steps in a row .*out/step-000004", done.stderr)
 
 
+def test_a_run_whose_last_step_is_bad_says_so(data, tmp_path):
+    done = interrupted("NAN", 10, data, tmp_path / "out")
+    assert done.returncode == 2 and "step 11 was not finite" in done.stderr.splitlines()[-1]
+
+
 def test_training_without_any_caption_is_refused_unless_meant(data, tmp_path):
     shutil.copytree(data, tmp_path / "toy")
     text = tmp_path / "toy/train-00000.jsonl"
