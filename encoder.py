@@ -207,10 +207,11 @@ class Encoder(nn.Module):
             with safe_open(path, "pt") as file:
                 weights = {name: file.get_tensor(name) for name in file.keys()}
                 T = int(file.metadata()["T"])
-        except SafetensorError as error:
-            raise ValueError(f"{path}: truncated or garbled ({error})") from None
-        encoder = cls(lm, len(weights["mean"]), T)
-        encoder.projector.load_state_dict(weights)
+            encoder = cls(lm, len(weights["mean"]), T)
+            encoder.projector.load_state_dict(weights)
+        except (SafetensorError, LookupError, TypeError, ValueError, RuntimeError) as error:
+            reason = str(error).splitlines()[0]
+            raise ValueError(f"{path}: garbled, or of another model ({reason})") from None
         return encoder
 
 

@@ -58,7 +58,7 @@ class Config:
         config = cls()
         for field in fields(cls):
             value = stored.get(field.name, getattr(config, field.name))
-            if field.type is float and type(value) is int:
+            if field.type is float and type(value) is int and abs(value) < 2**53:
                 value = float(value)
             setattr(config, field.name, value)
         config.check(path, stored.get("model_type"), rope)
@@ -67,16 +67,21 @@ class Config:
     def check(self, path, model_type, rope):
         heads = self.num_attention_heads
         wrong = [f for f in fields(self) if type(getattr(self, f.name)) is not type(f.default)]
-        wrong += [f for f in fields(self)[:5] if f not in wrong and getattr(self, f.name) < 1]
+        sizes = [f for f in fields(self)[:5] if f not in wrong]
+        wrong += [f for f in sizes if not 1 <= getattr(self, f.name) < 2**31]
         for field in wrong:
             value = getattr(self, field.name)
-            raise ValueError(f"{path}: {field.name} is {value!r}, like {field.default!r} is wanted")
+            found = f"{field.name} is {value!r:.80}"
+            raise ValueError(f"{path}: {found}, like {field.default!r} is wanted")
         for fault in (
             model_type != "gpt_neox" and f"model_type is {model_type!r}, not 'gpt_neox'",
             rope != "default" and f"rope type {rope!r}, only plain rotary embedding is known",
             self.hidden_act not in GELU and f"hidden_act is {self.hidden_act!r}, not of {[*GELU]}",
             self.hidden_size % heads and f"hidden_size {self.hidden_size} for {heads} heads",
             not 0 < self.rotary_pct <= 1 and f"rotary_pct is {self.rotary_pct}",
+            not 0 < self.rotary_emb_base < math.inf
+            and f"rotary_emb_base is {self.rotary_emb_base}",
+            not 0 <= self.layer_norm_eps < 1 and f"layer_norm_eps is {self.layer_norm_eps}",
         ):
             if fault:
                 raise ValueError(f"{path}: {fault}")
@@ -314,6 +319,9 @@ def weight_files(folder):
         if not isinstance(weight_map, dict):
             raise ValueError(f"{index}: weight_map is no object; fetch the checkpoint again")
         names = sorted(set(map(str, weight_map.values())))
+        for name in names:
+            if not re.fullmatch(r"[\w.-]+", name):
+                raise ValueError(f"{index}: {name!r:.80} is no file's name")
     for name in names:
         if not (folder / name).is_file():
             raise FileNotFoundError(f"{folder / name} is missing: fetch the checkpoint again")
