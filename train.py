@@ -384,7 +384,8 @@ def main():
         tok, targets = batch.tok, model.targets(batch, reader is not None)
         if reader is None:
             with autocast:
-                tok, _ = model.encoder.annotate(batch.obs, noise=batch.noise)
+                given = dict(prev_token=batch.prev_token, noise=batch.noise)
+                tok, _ = model.encoder.annotate(batch.obs, **given)
         counts = [x.sum() for x in targets] + [torch.tensor(len(caught), device=where)]
         counts = all_reduce(torch.stack(counts))
 

@@ -49,19 +49,19 @@ def fresh_episodes():
 
 
 def cell():
-    """Trains one arm, scores it and the reader alone, and keeps the scores."""
+    """Trains one arm, scores it (fine-tuning with the reader alone), and keeps the scores."""
     out_dir = Path(out, f"{arm.replace(' ', '-')}-{annotated}-{seed}")
     flags = f"--data={data} --out_dir={out_dir} --n_annotated={annotated} --seed={seed}"
     command = [sys.executable, "train.py", *flags.split(), *ARMS[arm].split()]
-    if not out_dir.exists():
-        subprocess.run(command, check=True)
-    encoder, _, tokenizer, config = load(out_dir)
+    if not out_dir.exists() and subprocess.run(command).returncode:
+        sys.exit(2)  # train.py has said why
+    encoder, _, tokenizer, _ = load(out_dir)
     train, episodes = Episodes(data, "train"), fresh_episodes()
-    some = choose_annotated(train, annotated, seed)
-    args = episodes, train, some, encoder.projector, encoder.T // 2, tokenizer
     true = [episodes.captions(i) for i in range(len(episodes))]
     written = {arm: written_captions(encoder, episodes, tokenizer)}
     if arm in ALONE:
+        some = choose_annotated(train, annotated, seed)
+        args = episodes, train, some, encoder.projector, encoder.T // 2, tokenizer
         written[ALONE[arm]] = reader_alone(*args)
     with open(Path(out, "scores.jsonl"), "a") as file:
         for name, captions in written.items():
