@@ -7,26 +7,42 @@ Strict: an unknown name, a wrong type or a broken file is one line on stderr and
 """
 
 import ast
+import contextlib
 import difflib
 import math
+import re
 import sys
 from pathlib import Path
 
+# no CONSTANT, and nothing that is computed
+SETTING = r"""^([a-z]\w*|[A-Z]) = (-?\d\S*|True|False|".*?"|'.*?')(?: +# *(.*))?$"""
+
 
 def settings(script):
-    """{name: (default, comment)} of the literals above the first function, but CONSTANTS."""
-    source = Path(script).read_text()
-    lines = source.splitlines()
-    defaults = {}
-    for node in ast.parse(source).body:
-        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
-            break
-        if isinstance(node, ast.Assign) and isinstance(node.value, (ast.Constant, ast.UnaryOp)):
-            name = node.targets[0].id
-            comment = lines[node.end_lineno - 1].partition("  # ")[2]
-            if not (name.isupper() and len(name) > 1):  # K and T are settings
-                defaults[name] = ast.literal_eval(node.value), comment
-    return defaults
+    """{name: (default, comment)} of the literals above the first function or class."""
+    top = re.split(r"^(?:def|class) ", Path(script).read_text(), maxsplit=1, flags=re.M)[0]
+    found = re.findall(SETTING, top, re.M)
+    return {name: (ast.literal_eval(default), comment) for name, default, comment in found}
+
+
+def from_file(path):
+    if not Path(path).is_file():
+        raise ValueError(f"{path}: no such file; a setting is given as --name=value")
+    namespace = {}
+    try:
+        exec(compile(Path(path).read_bytes(), path, "exec"), namespace)
+    except (Exception, SystemExit) as error:
+        raise ValueError(f"{path}: {type(error).__name__}: {error}") from None
+    return {name: value for name, value in namespace.items() if not name.startswith("_")}
+
+
+def from_argument(argument, defaults):
+    name, equals, text = argument[2:].partition("=")
+    value = text if equals else True  # --json is --json=True
+    if equals and type(defaults.get(name, [None])[0]) is not str:
+        with contextlib.suppress(ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+            value = ast.literal_eval(text)
+    return {name: value}
 
 
 def check(name, value, defaults, source):
@@ -35,59 +51,26 @@ def check(name, value, defaults, source):
         hint = f"did you mean {near[0]!r}?" if near else "--help lists them"
         raise ValueError(f"{source}: unknown setting {name!r}; {hint}")
     default = defaults[name][0]
-    if isinstance(default, float) and type(value) is int and abs(value) < 2**53:
+    if type(default) is float and type(value) is int and abs(value) < 2**53:
         value = float(value)
     if type(value) is not type(default):
-        kind = type(default).__name__
-        expected = f"{name} is of type {kind} (default {default!r})"
+        expected = f"{name} is of type {type(default).__name__} (default {default!r})"
         raise ValueError(f"{source}: {expected}, got {value!r:.80}")
     return value
 
 
-def from_file(path, defaults):
-    namespace = {}
-    try:
-        exec(compile(Path(path).read_bytes(), path, "exec"), namespace)
-    except OSError as error:
-        others = {str(other) for other in Path(path).parent.glob("*.py")} - {path}
-        near = difflib.get_close_matches(path, others, 1)
-        hint = f"did you mean {near[0]}?" if near else "a setting is given as --name=value"
-        raise ValueError(f"{path}: {error.strerror}; {hint}") from None
-    except (Exception, SystemExit) as error:
-        line = getattr(error, "lineno", None) or "?"
-        raise ValueError(f"{path}, line {line}: {type(error).__name__}: {error}") from None
-    given = {name: value for name, value in namespace.items() if not name.startswith("_")}
-    return {name: check(name, value, defaults, path) for name, value in given.items()}
-
-
-def from_argument(argument, defaults):
-    name, equals, text = argument[2:].partition("=")
-    default = defaults.get(name, [None])[0]
-    if not equals and type(default) is bool:
-        text = "True"  # --json is --json=True
-    elif not equals:
-        raise ValueError(f"{argument}: a setting is given as --name=value")
-    try:
-        value = text if isinstance(default, str) else ast.literal_eval(text)
-    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-        value = text
-    return {name: check(name, value, defaults, argument)}
-
-
 def configure(namespace, argv=None):
-    """Overrides the settings in `namespace` (a program's globals()) from the command line.
-
-    Returns all of them as a dict. Raises ValueError.
-    """
+    """Overrides a program's settings (in its globals()) from the command line. Returns them."""
     defaults = settings(namespace["__file__"])
     for argument in sys.argv[1:] if argv is None else argv:
         if argument in ("-h", "--help"):
-            print((namespace["__doc__"] or "").strip() + "\n\nSettings (--name=value):")
+            print(namespace["__doc__"].strip() + "\n\nSettings (--name=value):")
             for name, (default, comment) in defaults.items():
                 print(f"  --{name}={default!r}".ljust(35), comment)
             sys.exit(0)
-        read = from_argument if argument.startswith("--") else from_file
-        namespace.update(read(argument, defaults))
+        dashed = argument.startswith("--")
+        given = from_argument(argument, defaults) if dashed else from_file(argument)
+        namespace.update({name: check(name, given[name], defaults, argument) for name in given})
     return {name: namespace[name] for name in defaults}
 
 

@@ -10,19 +10,19 @@ Source: Black et al. 2022 (arXiv 2204.06745), Biderman et al. 2023 (arXiv 2304.0
 """
 
 import math
-import os
-import re
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from safetensors import SafetensorError, safe_open
 
 from runtime.checkpoint import read_json, save_tensors, write_json
+from runtime.pretrained import find_checkpoint, read_weights
 
 GELU = {"gelu": "none", "gelu_fast": "tanh", "gelu_new": "tanh", "gelu_pytorch_tanh": "tanh"}
+# the most that config.json may say; of all else 2**24
+MOST = dict(num_hidden_layers=1000, rotary_pct=1, rotary_emb_base=2**53, layer_norm_eps=1)
 
 
 @dataclass
@@ -41,9 +41,16 @@ class Config:
     tie_word_embeddings: bool = False  # one matrix for embed_in and embed_out
 
     def __post_init__(self):
+        """Raises ValueError where a value cannot be meant: config.json may hold anything."""
+        for f in fields(self):
+            value = getattr(self, f.name)
+            sane = type(value) is f.type or (f.type is float and type(value) is int)
+            if sane and f.type in (int, float):
+                sane = value == f.default or 0 < value <= MOST.get(f.name, 2**24)
+            if not sane or f.type is str and value not in GELU:
+                raise ValueError(f"{f.name} is {value!r:.80}, like {f.default!r} is wanted")
         self.intermediate_size = self.intermediate_size or 4 * self.hidden_size
-        if self.hidden_size % self.num_attention_heads:
-            heads = self.num_attention_heads
+        if self.hidden_size % (heads := self.num_attention_heads):
             raise ValueError(f"{self.hidden_size} dimensions are not divisible by {heads} heads")
 
     @classmethod
@@ -52,47 +59,31 @@ class Config:
         stored = read_json(path)
         rope = stored.get("rope_parameters") or stored.get("rope_scaling") or {}
         if isinstance(rope, dict):  # transformers 5
-            stored.setdefault("rotary_pct", rope.get("partial_rotary_factor", 0.25))
-            stored.setdefault("rotary_emb_base", rope.get("rope_theta", 10000.0))
+            stored.setdefault("rotary_pct", rope.get("partial_rotary_factor", cls.rotary_pct))
+            stored.setdefault("rotary_emb_base", rope.get("rope_theta", cls.rotary_emb_base))
             rope = rope.get("rope_type", rope.get("type", "default"))
-        config = cls()
-        for field in fields(cls):
-            value = stored.get(field.name, getattr(config, field.name))
-            if field.type is float and type(value) is int and abs(value) < 2**53:
-                value = float(value)
-            setattr(config, field.name, value)
-        config.check(path, stored.get("model_type"), rope)
-        return config
-
-    def check(self, path, model_type, rope):
-        heads = self.num_attention_heads
-        wrong = [f for f in fields(self) if type(getattr(self, f.name)) is not type(f.default)]
-        sizes = [f for f in fields(self)[:5] if f not in wrong]
-        wrong += [f for f in sizes if not 1 <= getattr(self, f.name) < 2**31]
-        for field in wrong:
-            value = getattr(self, field.name)
-            found = f"{field.name} is {value!r:.80}"
-            raise ValueError(f"{path}: {found}, like {field.default!r} is wanted")
-        for fault in (
-            model_type != "gpt_neox" and f"model_type is {model_type!r}, not 'gpt_neox'",
-            rope != "default" and f"rope type {rope!r}, only plain rotary embedding is known",
-            self.hidden_act not in GELU and f"hidden_act is {self.hidden_act!r}, not of {[*GELU]}",
-            self.hidden_size % heads and f"hidden_size {self.hidden_size} for {heads} heads",
-            not 0 < self.rotary_pct <= 1 and f"rotary_pct is {self.rotary_pct}",
-            not 0 < self.rotary_emb_base < math.inf
-            and f"rotary_emb_base is {self.rotary_emb_base}",
-            not 0 <= self.layer_norm_eps < 1 and f"layer_norm_eps is {self.layer_norm_eps}",
-        ):
-            if fault:
-                raise ValueError(f"{path}: {fault}")
+        kind = stored.get("model_type")
+        if (kind, rope) != ("gpt_neox", "default"):
+            found = f"model_type is {kind!r:.80}, rope type {rope!r:.80}"
+            raise ValueError(f"{path}: {found}; 'gpt_neox' and 'default' are known")
+        try:
+            return cls(**{f.name: stored[f.name] for f in fields(cls) if f.name in stored})
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
 
 
 # -----------------------------------------------------------------------------
 # the network
 
 
+def working_dtype(x):
+    """In which dtype x is multiplied: autocast's, where that is on."""
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+
+
 def rotary(config, pos):
-    """Cosines and sines at positions pos (N,): two of (N, rotary dims), float32.
+    """Cosines and signed sines at positions pos (N,): two of (N, rotary dims), float32.
 
     Su et al. 2021, RoFormer, arXiv 2104.09864.
     """
@@ -100,14 +91,14 @@ def rotary(config, pos):
     exponent = torch.arange(0, dims, 2, device=pos.device).float() / dims
     freq = 1 / config.rotary_emb_base**exponent  # rounded as in transformers
     angle = pos[:, None].float() * freq
-    angle = torch.cat((angle, angle), -1)  # rotates halves, not neighbours
-    return angle.cos(), angle.sin()
+    cos, sin = angle.cos(), angle.sin()
+    return torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1)  # rotates halves, not neighbours
 
 
 def rotate(x, cos, sin):  # x (.., N, hs)
     turned, passed = x[..., : cos.shape[-1]], x[..., cos.shape[-1] :]
     first, second = turned.chunk(2, -1)
-    turned = turned * cos + torch.cat((-second, first), -1) * sin
+    turned = turned * cos + torch.cat((second, first), -1) * sin
     return torch.cat((turned, passed), -1)
 
 
@@ -130,10 +121,11 @@ class LayerCache:
         self.v[:, :, start : self.length] = v
         if start == 0:
             return causal(q, k, v)
-        keys = self.k[:, :, : self.length].to(q.dtype)
-        values = self.v[:, :, : self.length].to(q.dtype)
-        mask = torch.ones(n, self.length, dtype=torch.bool, device=q.device).tril(start)
-        return F.scaled_dot_product_attention(q, keys, values, mask if n > 1 else None)
+        mask = None  # one row sees all
+        if n > 1:
+            mask = torch.ones(n, self.length, dtype=torch.bool, device=q.device).tril(start)
+        k, v = self.k[:, :, : self.length], self.v[:, :, : self.length]
+        return F.scaled_dot_product_attention(q, k, v, mask)
 
 
 class Attention(nn.Module):
@@ -147,8 +139,8 @@ class Attention(nn.Module):
     def forward(self, x, cos, sin, attend):
         B, N, d = x.shape
         qkv = self.query_key_value(x).view(B, N, self.heads, 3, -1)
-        q, k, v = qkv.permute(3, 0, 2, 1, 4)  # (B, H, N, hs)
-        out = attend(rotate(q, cos, sin), rotate(k, cos, sin), v)
+        qkv = qkv.permute(3, 0, 2, 1, 4)  # (3, B, H, N, hs)
+        out = attend(*rotate(qkv[:2], cos, sin), qkv[2])
         return self.dense(out.transpose(1, 2).reshape(B, N, d))
 
 
@@ -183,13 +175,10 @@ class GPTNeoX(nn.Module):
         super().__init__()
         self.config = config
         embeddings = torch.empty(config.vocab_size, config.hidden_size)
-        self.gpt_neox = nn.ModuleDict(
-            dict(
-                embed_in=nn.Embedding.from_pretrained(embeddings, freeze=False),
-                layers=nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers)),
-                final_layer_norm=nn.LayerNorm(config.hidden_size, config.layer_norm_eps),
-            )
-        )
+        parts = dict(embed_in=nn.Embedding.from_pretrained(embeddings, freeze=False))
+        parts["layers"] = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
+        parts["final_layer_norm"] = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
+        self.gpt_neox = nn.ModuleDict(parts)
         self.embed_out = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         if config.tie_word_embeddings:
             self.embed_out.weight = self.gpt_neox.embed_in.weight
@@ -221,8 +210,7 @@ class GPTNeoX(nn.Module):
         if pos is None:
             start = cache[0].length if cache else 0
             pos = torch.arange(start, start + x.shape[1], device=x.device)
-        cos, sin = rotary(self.config, pos)
-        cos, sin = cos.to(x.dtype), sin.to(x.dtype)
+        cos, sin = (table.to(working_dtype(x)) for table in rotary(self.config, pos))
         for i, layer in enumerate(self.gpt_neox.layers):
             x = layer(x, cos, sin, cache[i] if cache else attend)
         return self.gpt_neox.final_layer_norm(x)
@@ -236,7 +224,7 @@ class GPTNeoX(nn.Module):
         heads = config.num_attention_heads
         shape = B, heads, T, config.hidden_size // heads
         layers = range(config.num_hidden_layers)
-        return [LayerCache(shape, weight.device, weight.dtype) for _ in layers]
+        return [LayerCache(shape, weight.device, working_dtype(weight)) for _ in layers]
 
     def save_pretrained(self, folder):
         """Writes config.json and model.safetensors as the published checkpoints have them."""
@@ -256,112 +244,21 @@ class GPTNeoX(nn.Module):
         """
         folder = find_checkpoint(name_or_dir)
         config = Config.from_json(folder / "config.json")
-        weights = read_weights(folder, config)
+        weights = read_weights(folder, dtype)
+        embed_in = weights.get("gpt_neox.embed_in.weight", torch.empty(config.hidden_size))
+        embed_out = weights.get("embed_out.weight", embed_in)
+        # what the weights know better
+        config.vocab_size = embed_in.numel() // config.hidden_size
+        config.tie_word_embeddings &= torch.equal(embed_out, embed_in)
+        if config.tie_word_embeddings:
+            weights["embed_out.weight"] = embed_in
         with torch.device("meta"):
             model = cls(config)
-        wanted = dict(model.named_parameters())
-        for name in sorted(wanted.keys() ^ weights.keys()):
-            problem = "is missing" if name in wanted else "is no part of the model in config.json"
-            raise ValueError(f"{folder}: tensor {name} {problem}")
-        for name, tensor in weights.items():
-            if tensor.shape != wanted[name].shape:
-                shapes = f"{list(tensor.shape)}, config.json asks for {list(wanted[name].shape)}"
-                raise ValueError(f"{folder}: tensor {name} has shape {shapes}")
-            # a copy: the tensor is a view of the file
-            weights[name] = nn.Parameter(tensor.to(dtype, copy=True))
-        model.load_state_dict(weights, strict=False, assign=True)
-        if config.tie_word_embeddings:
-            model.embed_out.weight = model.gpt_neox.embed_in.weight
-        return model
-
-
-# -----------------------------------------------------------------------------
-# checkpoints on disk
-
-
-def read_weights(folder, config):
-    """{name: tensor}, views of the files; sets what the weights know better than config.json."""
-    weights = {}
-    for path in weight_files(folder):
         try:
-            with safe_open(path, "pt") as file:
-                weights |= {name: file.get_tensor(name) for name in file.keys()}
-        except (OSError, SafetensorError) as error:
-            raise ValueError(f"{path}: truncated or garbled ({error}); fetch it again") from None
-    # buffers of old checkpoints
-    buffers = re.compile(r"attention\.(bias|masked_bias)$|rotary_emb\.inv_freq$")
-    weights = {name: x for name, x in weights.items() if not buffers.search(name)}
-    layers = {name.split(".")[2] for name in weights if name.startswith("gpt_neox.layers.")}
-    if len(layers) != config.num_hidden_layers:
-        raise ValueError(f"{folder}: {len(layers)} layers, config.json: {config.num_hidden_layers}")
-    for name, x in weights.items():
-        if not x.is_floating_point():
-            raise ValueError(
-                f"{folder}: tensor {name} is stored as {x.dtype}, not as numbers of a model"
-            )
-    embed_in = weights.get("gpt_neox.embed_in.weight")
-    if embed_in is not None and embed_in.dim() == 2:
-        config.vocab_size = len(embed_in)
-    embed_out = weights.get("embed_out.weight")
-    if config.tie_word_embeddings and embed_in is not None and embed_out is not None:
-        config.tie_word_embeddings = torch.equal(embed_out, embed_in)  # some files hold both
-        if config.tie_word_embeddings:
-            del weights["embed_out.weight"]
-    return weights
-
-
-def weight_files(folder):
-    """model.safetensors, or the shards that its index names."""
-    index = folder / "model.safetensors.index.json"
-    names = ["model.safetensors"]
-    if index.exists() and not (folder / names[0]).exists():
-        weight_map = read_json(index).get("weight_map")
-        if not isinstance(weight_map, dict):
-            raise ValueError(f"{index}: weight_map is no object; fetch the checkpoint again")
-        names = sorted(set(map(str, weight_map.values())))
-        for name in names:
-            if not re.fullmatch(r"[\w.-]+", name):
-                raise ValueError(f"{index}: {name!r:.80} is no file's name")
-    for name in names:
-        if not (folder / name).is_file():
-            raise FileNotFoundError(f"{folder / name} is missing: fetch the checkpoint again")
-    return [folder / name for name in names]
-
-
-def find_checkpoint(name_or_dir):
-    """The folder of a checkpoint: a directory, or a name such as EleutherAI/pythia-160m@step3000.
-
-    A name is looked up in the Hugging Face cache, else downloaded where huggingface_hub is
-    installed. Raises FileNotFoundError with the command that fetches it.
-    """
-    folder = Path(name_or_dir).expanduser()
-    if folder.is_dir():
-        return folder
-    name, _, revision = name_or_dir.partition("@")
-    revision = revision or "main"
-    if not re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", name):
-        raise FileNotFoundError(f"{name_or_dir}: no such directory")
-    home = os.environ.get("HF_HOME", "~/.cache/huggingface")
-    hub = Path(os.environ.get("HF_HUB_CACHE", f"{home}/hub")).expanduser()
-    cached = hub / f"models--{name.replace('/', '--')}"
-    ref = cached / "refs" / revision
-    snapshot = cached / "snapshots" / (ref.read_text().strip() if ref.is_file() else revision)
-    if (snapshot / "config.json").exists() and [*snapshot.glob("model*.safetensors")]:
-        return snapshot
-    files = ["config.json", "tokenizer.json", "model*.safetensors*"]
-    command = f"hf download {name} --revision {revision} " + " ".join(
-        f"--include '{x}'" for x in files
-    )
-    try:
-        from huggingface_hub import snapshot_download
-
-        return Path(snapshot_download(name, revision=revision, allow_patterns=files))
-    except Exception as error:  # not installed, or whatever the network says
-        reason = (str(error).splitlines() or [""])[0]
-        raise FileNotFoundError(
-            f"{name}@{revision} is neither a directory nor in {hub}; fetch it: "
-            f"pip install huggingface_hub && {command}  ({reason})"
-        ) from None
+            model.load_state_dict(weights, assign=True)
+        except RuntimeError as error:  # its lines name each tensor that is missing or does not fit
+            raise ValueError(f"{folder}: " + " ".join(str(error).split())[:500]) from None
+        return model
 
 
 # -----------------------------------------------------------------------------
@@ -408,11 +305,8 @@ def linear_cross_entropy(hidden, matrix, target, weight):
     hidden (.., d), matrix (V, d), target (..) int64, weight (..), 0 for rows that are no target.
     Returns the sum, with gradients, and each row's loss (..) without, both float32 or wider.
     """
-    device = hidden.device.type
-    dtype = torch.promote_types(hidden.dtype, matrix.dtype)
-    if torch.is_autocast_enabled(device):
-        dtype = torch.get_autocast_dtype(device)
-    with torch.autocast(device, enabled=False):
+    dtype = torch.promote_types(working_dtype(hidden), working_dtype(matrix))
+    with torch.autocast(hidden.device.type, enabled=False):
         rows = hidden.flatten(0, -2), matrix, target.flatten(), weight.flatten()
         total, loss = LinearCrossEntropy.apply(*rows, dtype)
     return total, loss.view(target.shape)

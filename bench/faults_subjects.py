@@ -36,8 +36,6 @@ def program(module, *arguments):
     """A program's main, as at the prompt, but for its settings, which are put back."""
     argv = mock.patch.object(sys, "argv", [module.__name__, *map(str, arguments)])
     with argv, mock.patch.dict(vars(module)):
-        if module is pack:
-            configurator.configure(vars(pack))
         module.main()
 
 

@@ -68,13 +68,19 @@ def parse_json(text):
     return value
 
 
-def read_json(path, kind=dict):
-    """Raises ValueError with one line where there is no file, no JSON, or another kind of value."""
+def regular_file(path):
+    """The path of a file to be read. Raises ValueError: to open a pipe would hang."""
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"{path} is {'not a file' if path.exists() else 'missing'}")
+    return path
+
+
+def read_json(path, kind=dict):
+    """Raises ValueError with one line where there is no file, no JSON, or another kind of value."""
+    text = regular_file(path).read_bytes()
     try:
-        value = parse_json(path.read_bytes())
+        value = parse_json(text)
     except ValueError as error:
         raise ValueError(f"{path} is not JSON ({error})") from None
     if not isinstance(value, kind):
@@ -240,8 +246,8 @@ def start_wandb(project, out_dir, config):
 def logged_step(line):
     """The step of a line of the log; infinite where a kill left half a line."""
     try:
-        return json.loads(line)["step"]
-    except (ValueError, KeyError, TypeError):
+        return float(parse_json(line.encode())["step"])
+    except (ValueError, KeyError, TypeError, OverflowError):
         return float("inf")
 
 

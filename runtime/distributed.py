@@ -4,7 +4,6 @@ windows, and sums run over all of them, so nothing depends on how many there are
 does nothing.
 """
 
-import atexit
 import contextlib
 import os
 import signal
@@ -20,7 +19,6 @@ from tqdm import tqdm
 RANK = int(os.environ.get("RANK", 0))
 WORLD = int(os.environ.get("WORLD_SIZE", 1))
 RESTARTED = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
-STORE = []  # what the processes know of each other
 
 
 def pick_device(device):
@@ -36,6 +34,20 @@ def pick_device(device):
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
+@contextlib.contextmanager
+def together():
+    """Around what waits for the others: where one of them is gone we end as well, in one line."""
+    try:
+        yield
+    except RuntimeError as error:
+        reason = str(error).partition("\n")[0].partition(". ")[0]
+        if not isinstance(error, dist.DistError) and "gloo" not in reason.lower():
+            raise
+        print(f"process {RANK} ends, for it has lost another one ({reason})", file=sys.stderr)
+        sys.exit(2)
+
+
+@together()
 def init(device):
     """Joins the processes that torchrun started, if any. Returns this one's device, autocast."""
     device = pick_device(device)
@@ -49,28 +61,13 @@ def init(device):
         backend = "nccl" if device.startswith("cuda") else "gloo"
         an_hour = timedelta(hours=1)  # rank 0 evaluates while the others wait
         dist.init_process_group(backend, None, an_hour, WORLD, RANK, store)
-        STORE[:] = [store]
-        atexit.register(note_end)
     # on a CPU everything is repeatable to the last bit
     torch.use_deterministic_algorithms(device == "cpu")
     torch.utils.deterministic.fill_uninitialized_memory = False
     bf16 = device.startswith("cuda") and torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.startswith("cuda") and not bf16:
+        print0("this GPU has no bfloat16: training is in float32")
     return device, torch.autocast(device.partition(":")[0], torch.bfloat16, enabled=bf16)
-
-
-def note_end():
-    STORE[0].set("ended", "1")
-
-
-@contextlib.contextmanager
-def together():
-    """Around what waits for the others: if one of them has ended, and said why, so do we."""
-    try:
-        yield
-    except RuntimeError:
-        if STORE and STORE[0].check(["ended"]):
-            sys.exit(2)
-        raise
 
 
 def print0(text):
@@ -119,9 +116,11 @@ def settle(loss):
             (loss() * 0).backward()
 
 
+@contextlib.contextmanager
 def no_sync(ddp, last):
     """Gradients are exchanged with the last micro-batch of a step alone."""
-    return contextlib.nullcontext() if WORLD == 1 or last else ddp.no_sync()
+    with together(), contextlib.nullcontext() if WORLD == 1 or last else ddp.no_sync():
+        yield
 
 
 def catch_signals():
@@ -141,7 +140,6 @@ def catch_signals():
 
 def leave():
     if WORLD > 1:
-        atexit.unregister(note_end)
         dist.destroy_process_group()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_DFL)

@@ -6,6 +6,7 @@ Rows of numbers on disk, with a JSON record for each run of rows. Whatever is re
     train-00000-pictures.safetensors   optional, larger things by name
 """
 
+import contextlib
 import json
 import zlib
 from pathlib import Path
@@ -14,15 +15,22 @@ import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 
-from runtime.checkpoint import parse_json, replace, save_tensors
+from runtime.checkpoint import parse_json, regular_file, replace, save_tensors
 
 FORMAT = 1
+SPLITS = "train", "val", "test"
 DTYPES = {"U8": "uint8", "F16": "float16", "BF16": "bfloat16", "F32": "float32"}
-UNREADABLE = OSError, ValueError, SafetensorError
+CHUNK = 16384  # rows checked at a time
+ABSURD = 1e6  # times the size that a feature has in half of the rows, and at least this
 
 
 def shard_path(folder, split, index):
     return Path(folder) / f"{split}-{index:05d}.safetensors"
+
+
+def shard_paths(folder, ending="safetensors"):
+    """The shards in a folder, and no other file that happens to be there."""
+    return sorted(path for x in SPLITS for path in Path(folder).glob(f"{x}-?????.{ending}"))
 
 
 def pictures_path(path):
@@ -68,15 +76,19 @@ def read_line(line):
     return record
 
 
+@contextlib.contextmanager
 def open_tensors(path, key):
-    """A .safetensors file, and the JSON object that its metadata has under a key."""
-    if not path.is_file():  # to open a pipe would hang
-        raise ValueError("it is no file")
-    file = safe_open(path, "pt")
-    about = parse_json((file.metadata() or {}).get(key, "{}").encode())
-    if not isinstance(about, dict):
-        raise ValueError(f"its {key} is no object {{..}}")
-    return file, about
+    """A .safetensors file, and the JSON object that its metadata has under a key. What is wrong
+    with them, here or in the block, is a ValueError that names the file."""
+    regular_file(path)
+    try:
+        file = safe_open(path, "pt")
+        about = parse_json((file.metadata() or {}).get(key, "{}").encode())
+        if not isinstance(about, dict):
+            raise ValueError(f"its {key} is no object {{..}}")
+        yield file, about
+    except (OSError, ValueError, SafetensorError) as error:
+        raise ValueError(f"{path}: truncated or garbled ({error}); make it again") from None
 
 
 class Shard:
@@ -85,8 +97,7 @@ class Shard:
     def __init__(self, path, width=None, dtype=None):
         """width, dtype: what rows are to be; None: whatever they are."""
         self.path = path
-        try:
-            self.file, index = open_tensors(path, "index")
+        with open_tensors(path, "index") as (self.file, index):
             self.offsets = self.file.get_tensor("offsets").clone()
             self.rows = self.file.get_slice("obs")
             shape, stored = self.rows.get_shape(), DTYPES.get(self.rows.get_dtype())
@@ -96,12 +107,11 @@ class Shard:
             if self.crc and (self.crc.get_shape(), self.crc.get_dtype()) != (shape[:1], "U32"):
                 raise ValueError("crc is no list of uint32, one a step")
             crc = int(checksums(self.offsets[None])[0])
-        except UNREADABLE as error:
-            raise ValueError(f"{path}: truncated or garbled ({error}); make it again") from None
         if index.get("format", FORMAT) != FORMAT:
             raise ValueError(f"{path}: format {index['format']}, {FORMAT} is read here")
         if len(shape) != 2 or width not in (None, shape[1]) or dtype not in (None, stored):
             raise ValueError(f"{path}: obs is {shape} {stored}, meta.json has [{width}] {dtype}")
+        self.width = shape[1]
         ends = self.offsets.tolist()
         rising = ends == sorted(ends) and [*ends[:1], *ends[-1:]] == [0, shape[0]]
         if not rising or index.get("offsets", crc) != crc:
@@ -117,9 +127,7 @@ class Shard:
 
     def records(self):
         """A record per run, or a text that says what is wrong with its line."""
-        path = self.path.with_suffix(".jsonl")
-        if not path.is_file():
-            raise ValueError(f"{path} is missing: the text of {self.path.name}")
+        path = regular_file(self.path.with_suffix(".jsonl"))
         lines = path.read_bytes().splitlines()
         if len(lines) != len(self.offsets) - 1:
             raise ValueError(f"{path}: {len(lines)} lines for {len(self.offsets) - 1} episodes")
@@ -130,15 +138,70 @@ class Shard:
         path = pictures_path(self.path)
         if not path.exists():
             return None
-        try:
-            file, crcs = open_tensors(path, "crc")
+        with open_tensors(path, "crc") as (file, crcs):
             if name not in file.keys():
                 return None
             frames = file.get_tensor(name)
             if frames.dtype != torch.uint8 or frames.dim() != 4 or frames.shape[3] != 3:
                 raise ValueError(f"{name} is no (N, h, w, 3) uint8")
-        except UNREADABLE as error:
-            raise ValueError(f"{path}: truncated or garbled ({error}); make it again") from None
         if crcs.get(name) not in (None, int(checksums(frames[None])[0])):
             raise ValueError(f"{path}, episode {name}: pictures are not as written")
         return frames
+
+
+# -----------------------------------------------------------------------------
+# reading all of a shard
+
+
+def absurd(rows):
+    """Which numbers of rows (N, D) are most likely mistakes: (N, D) bool."""
+    size = rows.abs()
+    if not (size > ABSURD).any():  # nearly always, and the median takes long
+        return torch.zeros_like(rows, dtype=torch.bool)
+    return size > ABSURD * size.median(0).values.clamp(min=1)
+
+
+def absurd_warning(rows, name, start=0):
+    """A line where an episode holds absurd numbers; rows (N, D) are its steps from start on."""
+    places = absurd(rows).nonzero().tolist()
+    if places:
+        step, feature = places[0]
+        value = f"{rows[step, feature]:.3g} at step {start + step}, feature {feature}"
+        more = f" and {len(places) - 1} more" * (len(places) > 1)
+        yield f"episode {name}: {value}{more}: over a million times what is usual, a mistake?"
+
+
+def read_run(shard, n, record, record_faults, faults, warnings):
+    """Adds the faults of a shard's n-th run, and warnings, a line each."""
+    first, stop = shard.offsets[n : n + 2].tolist()
+    text_faults = list(record_faults(record, stop - first))
+    for fault in text_faults:
+        faults.append(f"{shard.path.with_suffix('.jsonl')}, line {n + 1}: {fault}")
+    name = f"number {n}" if text_faults else record["id"]
+    for start in range(first, stop, CHUNK):
+        end = min(start + CHUNK, stop)
+        obs, broken, infinite = shard.read(start, end)
+        for problem, rows in {"are not as written": broken, "are NaN or Inf": infinite}.items():
+            if rows.any():
+                steps = f"{int(rows.sum())} of steps {start - first} .. {end - first}"
+                faults.append(f"{shard.path}, episode {name}: {steps} {problem}")
+        if not (broken | infinite).any():
+            for warning in absurd_warning(obs, name, start - first):
+                warnings.append(f"warning: {shard.path}, {warning}")
+    if not text_faults:
+        shard.pictures(name)  # raises where they are not as written
+
+
+def read_shard(path, record_faults, width=None, dtype=None):
+    """Reads all of a shard: its faults, and warnings, a line each.
+
+    record_faults(record, rows): what is wrong with the record of a run of so many rows.
+    """
+    faults, warnings = [], []
+    try:
+        shard = Shard(path, width, dtype)
+        for n, record in enumerate(shard.records()):
+            read_run(shard, n, record, record_faults, faults, warnings)
+    except ValueError as error:
+        faults.append(str(error))
+    return faults, warnings

@@ -1,4 +1,4 @@
-"""
+r"""
 Packs your observations and captions into a data set (data.py says what that is).
 
     python -m scripts.pack --obs='episodes/*.npy' --captions=captions.csv --out=data/mine
@@ -13,6 +13,8 @@ it; episodes that no line names are not annotated. Of several files, as in
 --captions=captions.csv,corrected.jsonl, a later one replaces what earlier ones say of an episode.
 What an encoder wrote (its lines have "sure") trains, corrected or not; val and test are a person's.
 
+With --group='(subject\d+)' episodes in whose names the same is found stay in one split.
+
 The same call again goes on where it was stopped, and packs again what is no longer as written.
 """
 
@@ -24,6 +26,7 @@ import io
 import json
 import math
 import os
+import re
 import sys
 from itertools import pairwise
 from pathlib import Path
@@ -36,16 +39,16 @@ from tqdm import tqdm
 
 from configurator import check_range, configure, run
 from data import Caption, Episode, record_faults, write_meta, write_shard
-from runtime.checkpoint import parse_json, read_json, write_json
-from runtime.shards import DTYPES, shard_path
-from scripts.check import read_shard
+from runtime.checkpoint import parse_json, read_json, regular_file, write_json
+from runtime.shards import DTYPES, SPLITS, read_shard, shard_path, shard_paths
 
 obs = ""  # the observations' files, e.g. 'episodes/*.npy'
 captions = ""  # .csv or .jsonl, several with commas between; without it nothing is annotated
 out = ""  # folder of the data set, e.g. data/mine
 fps = 0.0  # steps per second; with it the captions' times are seconds, else steps
 annotated = "all"  # of an episode with captions: 'all' | 'captions', only where they are
-val = 0.1  # share of the annotated episodes that validate, at least one
+group = ""  # regular expression: what it finds in an episode's name, one split has alone
+val = 0.1  # share of the annotated episodes (or groups) that validate, at least one
 test = 0.1  # share that test, at least one
 source = ""  # where the observations come from, for meta.json
 licence = ""  # what may be done with them, for meta.json
@@ -68,8 +71,6 @@ class Recording(NamedTuple):
 
 def open_arrays(path):
     """{name: array} of a file; rows of .npy and .safetensors are read as they are used."""
-    if not os.path.isfile(path):  # to open a pipe would hang
-        raise ValueError("it is no file")
     if path.endswith(".npy"):  # np.load would go by the content, and unpickle if it could
         x = np.lib.format.open_memmap(path, mode="r")
         if x.offset + x.nbytes != os.path.getsize(path):
@@ -84,6 +85,7 @@ def open_arrays(path):
 
 def describe_arrays(path):
     """[(name, shape, dtype as text), ..]. Raises ValueError for what are no observations."""
+    regular_file(path)
     try:
         arrays = [
             (name, tuple(x.shape), getattr(x.dtype, "name", str(x.dtype)[6:]))
@@ -190,6 +192,8 @@ def read_caption(row, steps):
         return None
     if not text and "by" not in row:  # a line of the page may say that nothing happens there
         raise ValueError("no text; leave the line out")
+    if row.get("unit") == "seconds" and not fps:
+        raise ValueError("the times are seconds: --fps=.. says how many steps a second has")
     times = f"start {start!s:.80}, end {end!s:.80}"
     rate = fps if fps and row.get("unit") != "steps" else 1
     try:
@@ -235,6 +239,7 @@ def read_captions(path, steps):
 
     steps: {episode id: its length}. Raises ValueError for all that a data set would refuse.
     """
+    regular_file(path)
     texts, written, ended, broken = {}, False, False, []
     place = f"{path}, line 1"
     rows = csv_rows if path.endswith(".csv") else json_rows
@@ -274,16 +279,27 @@ def read_all_captions(steps):
 # shards
 
 
-def held_out(by_person, total):
-    """{episode id: "val" or "test"}: shares of `total` annotated episodes, at least one each.
+def group_of(name):
+    """What --group finds in an episode's name; without it, an episode is its own group."""
+    found = re.search(group or ".+", name)
+    if not found:
+        raise ValueError(f"--group={group}: nothing found in the name {name!r}")
+    return found[min(found.re.groups, 1)]
 
-    They are drawn from a hash of the ids, so that more episodes move few from split to split.
+
+def held_out(by_person, annotated):
+    """{group: "val" or "test"}: shares of the annotated episodes' groups, at least one each.
+
+    They are drawn from a hash of their names, so that more move few from split to split.
     """
-    if not by_person:
+    groups = {group_of(name) for name in annotated}
+    drawn = groups - {group_of(name) for name in annotated - by_person} or groups
+    total, kind = len(groups), "groups" if group else "episodes"
+    if not total:
         return {}
     if total < 3:
-        raise ValueError(f"{total} annotated episodes: train, val and test take three; cut one up")
-    order = sorted(by_person, key=lambda name: hashlib.sha256(name.encode()).digest())
+        raise ValueError(f"{total} annotated {kind}: train, val and test take three; cut one up")
+    order = sorted(drawn, key=lambda name: hashlib.sha256(name.encode()).digest())
     n_val, n_test = (min(max(round(x * total), 1), len(order) // 2) for x in (val, test))
     if n_val + n_test >= total:
         raise ValueError(f"--val={val} --test={test}: nothing annotated is left for training")
@@ -294,13 +310,13 @@ def held_out(by_person, total):
 def plan(recordings, splits, room):
     """{(split, index of the shard): its recordings}, at most `room` steps in a shard.
 
-    splits: {episode id: "val" or "test"}; the others are for training.
+    splits: {group: "val" or "test"}; the others are for training.
     """
     shards = {}
-    for split in ("train", "val", "test"):
+    for split in SPLITS:
         index = steps = 0
         for recording in recordings:
-            if splits.get(recording.id, "train") != split:
+            if splits.get(group_of(recording.id), "train") != split:
                 continue
             if steps and steps + recording.steps > room:
                 index, steps = index + 1, 0
@@ -331,7 +347,8 @@ def find_intact(folder, wanted, meta):
     return {
         path.name: key
         for path, key in tqdm(wanted.items(), desc="checking", leave=False, disable=None)
-        if packed.get(path.name) == key and not read_shard((path, meta))[0]
+        if packed.get(path.name) == key
+        and not read_shard(path, record_faults, meta["obs_dim"], meta["dtype"])[0]
     }
 
 
@@ -354,7 +371,7 @@ def pack(folder, shards, texts, meta):
     wanted = {paths[shard]: fingerprint(shards[shard], texts, dtype) for shard in shards}
     packed = find_intact(folder, wanted, meta)
     missing = [shard for shard, path in paths.items() if path.name not in packed]
-    surplus = set(folder.glob("*-?????.safetensors")) - wanted.keys()
+    surplus = set(shard_paths(folder)) - wanted.keys()
 
     # what cannot be packed raises here, while the old data set is still whole
     for path in filter(Path.is_dir, folder.glob("*-?????.*")):
@@ -385,14 +402,25 @@ def check_settings():
         raise ValueError(f"--annotated={annotated}: 'all' or 'captions'")
     check_range(globals(), 0, "fps", most=1e6)
     check_range(globals(), 0, "val test", most=0.5)
+    try:
+        re.compile(group)
+    except re.error as error:
+        raise ValueError(f"--group={group}: {error}") from None
 
 
-def main():
+def make():
+    """The data set that the settings describe."""
     check_settings()
     recordings, D, dtype = find_recordings()
     texts, by_person = read_all_captions({r.id: r.steps for r in recordings})
     room = SHARD // (D * getattr(torch, dtype).itemsize)
-    shards = plan(recordings, held_out(by_person, len(texts)), room)
+    splits = held_out(by_person, texts.keys())
+    found = len(recordings)  # what nobody annotated neither scores nor gives its group away
+    recordings = [r for r in recordings if r.id in texts or group_of(r.id) not in splits]
+    if len(recordings) < found:
+        left = f"{found - len(recordings)} episodes without annotations"
+        print(f"left out: {left}, in groups that validate or test", file=sys.stderr)
+    shards = plan(recordings, splits, room)
     meta = dict(obs_dim=D, dtype=dtype, steps_per_second=fps or None)
     meta |= dict(
         source=source, licence=licence, splits=list(dict.fromkeys(split for split, _ in shards))
@@ -409,6 +437,10 @@ def main():
     )
 
 
-if __name__ == "__main__":
+def main():
     configure(globals())
+    make()
+
+
+if __name__ == "__main__":
     run(main)

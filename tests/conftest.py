@@ -1,5 +1,10 @@
+import contextlib
+import io
 import json
+import multiprocessing
+import runpy
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -13,12 +18,27 @@ from train import Predictor
 
 ROOT = Path(__file__).resolve().parent.parent
 torch.set_num_threads(1)  # other numbers of threads round otherwise
+# what workers import is imported once, in the server that forks them
+multiprocessing.set_forkserver_preload(["torch", "train", "domains.vpt.embed"])
 TEXTS = ["open door", "walk", "close the door"]
 
 
 @pytest.fixture(autouse=True)
 def seeded():
     torch.manual_seed(0)
+
+
+def program(path, *arguments):
+    """`python path arguments`, in this process: (exit code, stdout, stderr)."""
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    argv = mock.patch("sys.argv", [path, *map(str, arguments)])
+    with argv, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            runpy.run_path(str(ROOT / path), run_name="__main__")
+        except SystemExit as ended:
+            code = ended.code or 0
+    torch.use_deterministic_algorithms(False)
+    return code, out.getvalue(), err.getvalue()
 
 
 @pytest.fixture

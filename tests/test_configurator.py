@@ -5,6 +5,7 @@ from configurator import check_range, configure, run, settings
 SCRIPT = '''"""What it does."""
 import os
 lr = 1e-3  # learning rate
+half = 8 // 2  # computed
 name = "x"  # a name
 init = ""  # anything
 flag = False  # yes or no
@@ -43,10 +44,11 @@ MISTAKES = {
     "--nam=3": "did you mean 'name'",
     "--K=2.5": "K is of type int",
     "--flag=1": "flag is of type bool",
-    "--K": "--name=value",
+    "--K": "K is of type int (default 8), got True",
+    "--name": "name is of type str (default 'x'), got True",
     "--lr=1" + "0" * 400: "lr is of type float",
     "--K=" + "(" * 5000: "K is of type int",
-    "missing.py": "No such file",
+    "missing.py": "no such file; a setting is given as --name=value",
 }
 
 
@@ -60,15 +62,9 @@ def test_what_cannot_be_meant_is_one_line_and_exit_code_2(script, argument, caps
     assert text.count("\n") == 1
 
 
-def test_a_misspelt_config_file_is_answered_with_the_nearest(script, tmp_path):
-    (tmp_path / "crafter.py").touch()
-    with pytest.raises(ValueError, match="did you mean .*/crafter.py?"):
-        configure(script, [str(tmp_path / "crafer.py")])
-
-
 def test_a_config_with_a_syntax_error_names_file_and_line(script, tmp_path):
     (tmp_path / "bad.py").write_text("K = 4\nlr = = 3\n")
-    with pytest.raises(ValueError, match="bad.py, line 2: SyntaxError"):
+    with pytest.raises(ValueError, match="bad.py: SyntaxError: .*line 2"):
         configure(script, [str(tmp_path / "bad.py")])
 
 

@@ -1,4 +1,6 @@
 import json
+import multiprocessing.dummy
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -14,10 +16,16 @@ def contents(folder):
     return {p.name: p.read_bytes() for p in folder.iterdir()}
 
 
+def make(folder):
+    """In a thread: a process takes seconds to start."""
+    with mock.patch.object(crafter_play, "get_context", lambda _: multiprocessing.dummy):
+        crafter_play.make(folder, processes=1, **SMALL)
+
+
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     folder = tmp_path_factory.mktemp("crafter") / "one"
-    crafter_play.make(folder, processes=1, **SMALL)
+    make(folder)
     return folder
 
 
@@ -91,14 +99,14 @@ def test_splits_never_share_a_world(made):
 
 def test_an_interrupted_run_keeps_its_finished_shards(made, monkeypatch):
     folder = made.parent / "three"
-    crafter_play.make(folder, processes=1, **SMALL)
+    make(folder)
     kept = folder / "train-00000.safetensors"
     before = kept.stat().st_mtime_ns
     (folder / "val-00000.safetensors").unlink()  # as if killed before the rename
     (folder / "meta.json").unlink()
     with pytest.raises(ValueError, match="meta.json is missing"):
         Episodes(folder, "val")
-    crafter_play.make(folder, processes=1, **SMALL)
+    make(folder)
     assert kept.stat().st_mtime_ns == before and contents(folder) == contents(made)
 
 

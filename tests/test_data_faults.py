@@ -195,9 +195,11 @@ FAULTS = {
     "a rate beyond all floats": (meta(steps_per_second=10**400), "steps_per_second is 1000"),
     "a rate below zero": (meta(steps_per_second=-1), "steps_per_second is -1"),
     "a folder for meta.json": (folder_for("meta.json"), "meta.json is not a file"),
-    "a folder for the text": (folder_for("train-00000.jsonl"), "train-00000.jsonl is missing"),
-    "a folder for a shard": (folder_for("train-00000.safetensors"), "truncated or garbled"),
-    "a pipe for a shard": (pipe_for("train-00000.safetensors"), "truncated or garbled"),
+    "a folder for the text": (folder_for("train-00000.jsonl"), "train-00000.jsonl is not a file"),
+    "a folder for a shard": (folder_for("train-00000.safetensors"), "safetensors is not a file"),
+    "a pipe for a shard": (pipe_for("train-00000.safetensors"), "safetensors is not a file"),
+    "a pipe for the text": (pipe_for("train-00000.jsonl"), "train-00000.jsonl is not a file"),
+    "a pipe for meta.json": (pipe_for("meta.json"), "meta.json is not a file"),
     "a link to nowhere": (dangling("train-00000.jsonl"), "train-00000.jsonl is missing"),
     "deeply nested JSON": (
         lambda folder: (folder / "meta.json").write_text("[" * 200_000),
@@ -230,7 +232,7 @@ FAULTS = {
     ),
     "a caption without text": (
         line(lambda record: record["captions"][0].pop("text")),
-        r"line 3: caption 0 has not just start, end",
+        r"line 3: caption 0: not just start, end",
     ),
     "an annotated span outside": (
         line(lambda record: record.update(annotated=[[30, 50]])),

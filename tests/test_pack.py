@@ -2,27 +2,16 @@ import json
 import os
 import pickle
 import re
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, toy_episode
+from conftest import program, toy_episode
 from safetensors.torch import save_file
 
 from data import Caption, Episode, Episodes, Tokenizer, write_meta, write_shard
+from runtime import shards
 from scripts import check, pack, show
-
-
-def program(name, *arguments, cwd):
-    return subprocess.run(
-        [sys.executable, "-m", f"scripts.{name}", *arguments],
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-    )
 
 
 @pytest.fixture
@@ -52,7 +41,7 @@ def packed(folder, monkeypatch):
         )
         for name, value in about.items():
             monkeypatch.setattr(pack, name, value)
-        pack.main()
+        pack.make()
         meta = json.loads((folder / "mine/meta.json").read_text())
         found = {}
         for split in meta["splits"]:
@@ -388,8 +377,10 @@ def test_unusual_observations_are_packed_or_refused_in_one_line(folder, packed):
         save_file({"x": tensor}, folder / f"{name}.safetensors")
         message = refused(packed, obs=str(folder / f"{name}.safetensors"))
         assert "observations are " in message
-    os.mkfifo(folder / "pipe.npy")
-    assert "pipe.npy: not observations" in refused(packed, obs=str(folder / "pipe.npy"))
+    for option in ("obs", "captions"):
+        path = folder / f"{option}.npy"
+        os.mkfifo(path)
+        assert f"{path} is not a file" in refused(packed, **{option: str(path)})
     with open(folder / "two.npy", "wb") as file:
         np.save(file, x)
         np.save(file, x)
@@ -417,20 +408,17 @@ def test_a_data_set_made_by_others_is_not_touched(toy, folder, packed):
     assert len(Episodes(toy, "train")) == 12
 
 
-def test_pack_and_show_at_the_prompt(folder):
-    said = program("pack", "--obs=raw/*.npy", "--captions=captions.csv", "--out=mine", cwd=folder)
-    assert (
-        said.returncode == 0
-        and "10 episodes, 300 steps of 4 float32, 6 episodes annotated with 6 captions"
-        in said.stdout
-    ), said.stderr
-    assert "--annotated='all'" in program("pack", "--help", cwd=folder).stdout
-    assert "did you mean 'captions'" in program("pack", "--caption=x", cwd=folder).stderr
-    shown = program("show", "mine", cwd=folder)
-    assert shown.returncode == 0 and "train: 8 episodes of 30 to 30 steps" in shown.stdout, (
-        shown.stderr
-    )
-    assert "no such folder" in program("show", "min", cwd=folder).stderr
+def test_pack_and_show_at_the_prompt(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    pack_it = "scripts/pack.py", "--obs=raw/*.npy", "--captions=captions.csv", "--out=mine"
+    code, out, err = program(*pack_it)
+    assert code == 0, err
+    assert "10 episodes, 300 steps of 4 float32, 6 episodes annotated with 6 captions" in out
+    assert "--annotated='all'" in program("scripts/pack.py", "--help")[1]
+    assert "did you mean 'captions'" in program("scripts/pack.py", "--caption=x")[2]
+    code, out, err = program("scripts/show.py", "mine")
+    assert code == 0 and "train: 8 episodes of 30 to 30 steps" in out, err
+    assert "no such folder" in program("scripts/show.py", "min")[2]
 
 
 def test_show_warns_of_what_will_hurt(folder, packed, capsys):
@@ -480,7 +468,7 @@ def test_an_absurd_number_is_warned_of_and_spoils_no_statistic(folder, packed, c
     numbers = [[float(n) for n in re.search(spread, text).groups()] for text in (usual, said)]
     assert numbers[1] == pytest.approx(numbers[0], rel=0.05)
     rows = torch.full((30, 2), 1.7e9)  # large, but all of it is: seconds since 1970
-    assert not check.absurd(rows).any()
+    assert not shards.absurd(rows).any()
 
 
 def make_waves(folder, width, rng):
@@ -502,7 +490,7 @@ def make_waves(folder, width, rng):
 def test_show_warns_where_feature_power_hides_the_observations(tmp_path, capsys, width, warned):
     make_waves(tmp_path, width, np.random.default_rng(0))
     show.show(str(tmp_path))
-    warning = "20 dims weigh as 1.0 at --feature_power=10"
+    warning = f"20 dims weigh as 1.0 at --feature_power={show.feature_power:g},"
     assert (warning in capsys.readouterr().out) == warned
 
 

@@ -1,14 +1,10 @@
 """How many processes train, and in how many micro-batches, changes nothing: gloo on the CPU."""
 
 import json
-import multiprocessing
 import os
 import re
 import subprocess
 import sys
-import tempfile
-import traceback
-from pathlib import Path
 
 import interrupted
 import pytest
@@ -16,7 +12,7 @@ import torch
 from conftest import ROOT, toy
 from test_runs import assert_same, contents
 
-from runtime import checkpoint, distributed
+from runtime import checkpoint
 
 SMALL = """--n_embd=16 --n_layer=2 --n_head=2 --T=16 --K=2 --batch_size=8 --n_annotated=4
     --device=cpu
@@ -28,48 +24,13 @@ def data(tmp_path_factory):
     return toy.__wrapped__(tmp_path_factory.mktemp("data"))
 
 
-def child(rank, n, meeting, dtype, what, at, arguments):
-    """One of the processes of `together`."""
-    output = os.open(f"{meeting}/{rank}.txt", os.O_CREAT | os.O_WRONLY)
-    for stream in (1, 2):
-        os.dup2(output, stream)
-    sys.stdout, sys.stderr, code = open(1, "w"), open(2, "w"), 1
-    try:
-        torch.set_num_threads(1)
-        torch.set_default_dtype(dtype)
-        for module in (distributed, checkpoint):
-            module.RANK, module.WORLD = rank, n
-        store = distributed.dist.FileStore(f"{meeting}/store", n)
-        distributed.dist.rendezvous = lambda _: iter([(store, rank, n)])
-        interrupted.main(what, at, arguments)
-        code = 0
-    except SystemExit as stopped:
-        code = stopped.code
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-
-
-def together(n, data, out, *more, dtype=torch.float32, what="none", at=-1):
+def together(n, data, out, *more, what="none", **how):
     """Trains in n processes: [(exit status, what it printed), ..]."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch"])
-    meeting = tempfile.TemporaryDirectory()
     arguments = [*SMALL, f"--data={data}", f"--out_dir={out}", *more]
-    rest = n, meeting.name, dtype, what, at, arguments
-    children = [context.Process(target=child, args=(rank, *rest)) for rank in range(n)]
-    for process in children:
-        process.start()
-    for process in children:
-        process.join()
-    printed = [Path(f"{meeting.name}/{rank}.txt").read_text() for rank in range(n)]
-    codes = [process.exitcode for process in children]
+    ended = interrupted.start(n, arguments, what, **how)
     if what == "none":
-        assert not any(codes), printed[0][-2000:]
-    return list(zip(codes, printed, strict=True))
+        assert not any(code for code, _ in ended), ended[0][1][-2000:]
+    return ended
 
 
 def largest_difference(one, two, but="nothing"):
@@ -106,9 +67,9 @@ def test_in_float32_they_change_it_by_rounding(alone, data, tmp_path):
 
 
 def test_processes_with_very_uneven_annotation_agree(data, tmp_path):
-    """One annotated window of eight: three of four processes have none."""
+    """One annotated episode: most windows have no known step."""
     for n in (1, 4):
-        more = "--annotated_fraction=0.125", "--max_iters=8"
+        more = "--n_annotated=1", "--max_iters=8"
         together(n, data, tmp_path / str(n), *more, dtype=torch.float64)
     assert losses(tmp_path / "4") == pytest.approx(losses(tmp_path / "1"), abs=1e-9)
 
@@ -128,15 +89,16 @@ def test_four_processes_stop_at_the_same_step_and_go_on_bit_for_bit(four, data, 
     assert_same(checkpoint.newest(four), checkpoint.newest(tmp_path / "out"))
 
 
-def test_a_killed_process_is_restarted_from_the_last_checkpoint(four, data, tmp_path):
-    start = "-m torch.distributed.run --standalone --nproc_per_node=4 --max_restarts=1".split()
+def test_a_killed_process_is_restarted_from_the_last_checkpoint(data, tmp_path):
+    start = "-m torch.distributed.run --standalone --nproc_per_node=2 --max_restarts=1".split()
     command = [sys.executable, *start, "tests/interrupted.py", "KILL", "13", *SMALL]
     command += [f"--data={data}", f"--out_dir={tmp_path / 'out'}"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     assert re.search("resuming from .*/step-000010", done.stdout)
-    assert_same(checkpoint.newest(four), checkpoint.newest(tmp_path / "out"))
+    together(2, data, tmp_path / "whole")
+    assert_same(checkpoint.newest(tmp_path / "whole"), checkpoint.newest(tmp_path / "out"))
 
 
 def test_the_fault_of_one_process_is_one_line(four, data):
@@ -147,6 +109,12 @@ def test_the_fault_of_one_process_is_one_line(four, data):
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode and "[rank1]" not in done.stderr
     assert done.stderr.count(f"{four}/step-000020 is there: --resume") == 1
+
+
+def test_where_a_process_is_killed_the_other_ends_in_one_line(data, tmp_path):
+    (code, text), (killed, _) = together(2, data, tmp_path / "out", what="KILL", at=7)
+    assert code == 2 and killed == -9
+    assert "Traceback" not in text and text.count("process 0 ends, for it has lost another") == 1
 
 
 def test_one_process_gone_bad_makes_all_skip_the_step(data, tmp_path):

@@ -35,17 +35,9 @@ from scripts.check import check
 pytest.importorskip("av")
 
 
-def vpt(program, *args, **environment):
-    """`python -m domains.vpt.<program> args` -> (exit status, stdout, stderr).
-
-    In a process of its own if it has an environment of its own.
-    """
+def vpt(program, *args):
+    """`python -m domains.vpt.<program> args` -> (exit status, stdout, stderr)."""
     args = [*map(str, args)]
-    if environment:
-        command = [sys.executable, "-m", f"domains.vpt.{program}", *args]
-        settings = os.environ | dict(OMP_NUM_THREADS="1") | environment
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=settings)
-        return done.returncode, done.stdout, done.stderr
     module = importlib.import_module(f"domains.vpt.{program}")
     out, err, status = io.StringIO(), io.StringIO(), 0
     with (
@@ -75,7 +67,7 @@ def played(steps=40):
     ]
 
 
-def embed(tmp_path, *args, out="data", **environment):
+def embed(tmp_path, *args, out="data"):
     return vpt(
         "embed",
         f"--weights={tmp_path}/a.weights",
@@ -84,7 +76,6 @@ def embed(tmp_path, *args, out="data", **environment):
         "--workers=2",
         "--device=cpu",
         *args,
-        **environment,
     )
 
 
@@ -145,6 +136,8 @@ def test_bad_recordings_are_skipped_counted_and_done_once_they_are_repaired(fold
     make_recording(rec, "without", played()).with_suffix(".jsonl").unlink()
     (rec / "unreadable.mp4").write_bytes(b"hello")
     (rec / "unreadable.jsonl").write_text("{}")
+    os.mkfifo(rec / "pipe.mp4")
+    (rec / "pipe.jsonl").write_text("{}")
     make_recording(rec, "no-stats", [dict(mouse=None, keyboard=None)] * 8)
     status, out, err = embed(folder)
     found = episodes(folder / "data")
@@ -155,13 +148,14 @@ def test_bad_recordings_are_skipped_counted_and_done_once_they_are_repaired(fold
     }, out + err
     assert found["no-stats"][1:] == ([], []) and len(found["some-broken"][0]) == 10
     assert (
-        "5 skipped" in out
+        "6 skipped" in out
         and "2 broken lines" in out
         and "2 skipped: no line of the jsonl can be read" in out
     )
     skipped = dict(
         line.split("\t") for line in (folder / "data/skipped-0.txt").read_text().splitlines()
     )
+    assert skipped["pipe"] == "unreadable video (no file)"
     assert skipped["unreadable"].startswith("unreadable video") and skipped["without"].startswith(
         "no jsonl"
     )
@@ -206,14 +200,18 @@ def test_a_video_that_kills_the_process_that_decodes_it_is_skipped_and_the_other
         assert relative(found[name][0], expected[name][0]) < 5e-3
 
 
-def test_two_processes_share_the_work_without_doing_anything_twice(folder):
+def test_two_processes_share_the_work_without_doing_anything_twice(folder, monkeypatch):
     for i in range(4):
         make_recording(folder / "rec", f"ben-{i}-20220101-000000", played(12))
     shares = []
-    for rank in "10":  # in any order; neither sees the other's
-        assert embed(folder, out=f"share{rank}", RANK=rank, WORLD_SIZE="2")[0] == 0
+    for rank in (1, 0):  # in any order; neither sees the other's
+        for module in (command, writing):
+            monkeypatch.setattr(module, "RANK", rank)
+            monkeypatch.setattr(module, "WORLD", 2)
+        assert embed(folder, out=f"share{rank}")[0] == 0
         shares.append(set(episodes(folder / f"share{rank}")))
-        assert embed(folder, RANK=rank, WORLD_SIZE="2")[0] == 0
+        assert embed(folder)[0] == 0
+    monkeypatch.undo()
     assert (
         not shares[0] & shares[1]
         and shares[0] | shares[1] == set(episodes(folder / "data"))
@@ -246,19 +244,23 @@ def test_shards_are_numbered_from_zero_in_every_split(tmp_path, capsys):
     with Writer(tmp_path, {}) as writer:
         for stem in stems:
             writer.add(stem, [torch.zeros(1, 4, dtype=torch.bfloat16)], [], "all")
-    writer.finish(obs_dim=4, steps_per_second=5, source="")
+    writer.finish(steps_per_second=5, source="")
     assert {split_of(stem) for stem in stems} == {"train", "val", "test"}
     assert check(tmp_path) == 0, capsys.readouterr().out
 
 
 def test_a_killed_run_leaves_no_process_behind(folder):
     """A process that lives on holds the pipe of the run's output open."""
-    os.mkfifo(folder / "rec/endless.mp4")
-    (folder / "rec/endless.jsonl").write_text("{}\n")
+    pipe = folder / "pipe"
+    os.mkfifo(pipe)
+    library = f"wait, FFmpegError = open, OSError\ndef open(path): wait({str(pipe)!r})\n"
+    (folder / "av.py").write_text(library)
     arguments = [f"--weights={folder}/a.weights", f"--recordings={folder}/rec", "--workers=1"]
     command = [sys.executable, "-m", "domains.vpt.embed", *arguments, f"--out={folder}/data"]
-    running = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    with open(folder / "rec/endless.mp4", "wb"):  # waits until a worker reads it
+    environment = os.environ | {"PYTHONPATH": str(folder)}
+    outputs = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    running = subprocess.Popen(command, cwd=ROOT, env=environment, **outputs)
+    with open(pipe, "wb"):  # waits until a worker decodes a video
         running.kill()
         running.communicate(timeout=30)
 
@@ -309,9 +311,22 @@ def test_captions_that_cannot_be_kept_skip_their_recording_alone(tmp_path):
     zeros, long = torch.zeros(3, 4, dtype=torch.bfloat16), "x" * 2000
     with Writer(tmp_path, {}) as writer:
         writer.add("a", [zeros], [], "all")
-        for stem, text in dict(b=long, c="w\ud800lk").items():
+        for stem, text in {"b": long, "c": "w\ud800lk", "caf\udce9": "walk"}.items():
             writer.add(stem, [zeros], [Caption(0, 1, text)], "all")
-    assert Writer(tmp_path, {}).ids == {"a"} and writer.skipped.keys() == {"b", "c"}
+    assert Writer(tmp_path, {}).ids == {"a"} and writer.skipped.keys() == {"b", "c", "caf\\udce9"}
+    writer.finish(steps_per_second=5, source="")
+    assert check(tmp_path) == 0
+
+
+def test_no_call_adds_what_does_not_fit_or_touches_the_files_of_others(tmp_path):
+    weights = tmp_path / "model-00001-of-00002.safetensors"
+    weights.write_text("weights")
+    for stem, obs in dict(a=torch.zeros(3, 4), b=torch.zeros(3, 5), c=torch.ones(3, 4) / 0).items():
+        with Writer(tmp_path, {}) as writer:  # each in a call of its own
+            writer.add(stem, [obs.bfloat16()], [], "all")
+        writer.finish(steps_per_second=5, source="")
+    assert Writer(tmp_path, {}).ids == {"a"} and weights.read_text() == "weights"
+    assert writer.skipped == {"c": "not all numbers are finite"} and check(tmp_path) == 0
 
 
 def test_the_pieces_of_a_session_go_to_one_split_and_the_splits_have_their_shares():
@@ -359,7 +374,9 @@ def test_only_the_spans_a_person_marked_are_annotated(folder):
         ("recording,start,end,text\na,one,2,x\n", 2),
         ("recording,start,end,text\na,nan,2,x\n", 2),
         ("recording,start,end,text\na\n", 2),
+        ("recording,start,end,text\na,1,2\n", 2),
         ("recording,start,end,text\na,1,inf,x\n", 2),
+        ("recording,start,end,text\na,1,1e308,x\n", 2),
         ("recording,start,end,text\na,1,2,dig, down\n", 2),
     ],
 )
@@ -459,7 +476,7 @@ def test_latents_of_any_kind_become_episodes(tmp_path):
         (["embed"], "--weights"),
         (
             ["embed", "--weights=no.weights", "--recordings=.", "--out=x"],
-            "no.weights: no such file",
+            "no.weights is missing",
         ),
         (
             ["embed", "--weights=a.weights", "--recordings=nowhere", "--out=x"],
@@ -479,8 +496,21 @@ def test_latents_of_any_kind_become_episodes(tmp_path):
         ),
         (
             ["embed", "--weights=a.weights", "--recordings=rec", "--out=x", "--annotations=no.csv"],
-            "no.csv: cannot be read",
+            "no.csv is missing",
         ),
+        (
+            ["embed", "--weights=pipe", "--recordings=rec", "--out=x"],
+            "pipe is not a file",
+        ),
+        (
+            ["embed", "--weights=a.weights", "--recordings=rec", "--out=x", "--cursor=pipe"],
+            "pipe is not a file",
+        ),
+        (
+            ["embed", "--weights=a.weights", "--recordings=rec", "--out=x", "--annotations=pipe"],
+            "pipe is not a file",
+        ),
+        (["download", "--index=pipe", "--hours=1", "--out=x"], "pipe is not a file"),
         (["embed", "--weights=a.weights", "--recordings=rec", "--out=a.weights"], "a.weights"),
         (["latents", "--latents=rec", "--out=x"], "rec: no .npy or .npz"),
         (["download", "--index=a.weights", "--hours=1", "--out=x"], "not of the form"),
@@ -488,10 +518,12 @@ def test_latents_of_any_kind_become_episodes(tmp_path):
             ["download", "--index=a.weights", "--hours=-1", "--out=x"],
             "--hours=-1.0: at least 0.01",
         ),
+        (["download", "--index=a.weights", "--hours=1e999", "--out=x"], "--hours=inf: at least"),
     ],
 )
 def test_a_mistake_is_answered_with_one_line_and_a_failure(folder, args, complaint, monkeypatch):
     monkeypatch.chdir(folder)
+    os.mkfifo("pipe")
     status, _, err = vpt(*args)
     assert status != 0 and complaint in err and "Traceback" not in err, err
 

@@ -110,6 +110,9 @@ def test_a_file_of_weights_is_read_without_its_heads(tmp_path):
     assert relative(golden(vpt), GOLDEN) < 1e-4
 
 
+ATTENTION = "net.recurrent_layer.blocks.0.r.orc_block."
+
+
 @pytest.mark.parametrize(
     "change, complaint",
     [
@@ -120,6 +123,7 @@ def test_a_file_of_weights_is_read_without_its_heads(tmp_path):
         (lambda t: t.update({"net.final_ln.bias": "text"}), "state dict"),
         (lambda t: t.update({"net.final_ln.weight": torch.tensor(1.0)}), "of another shape"),
         (lambda t: t.update({7: torch.zeros(1)}), "no state dict of named tensors"),
+        (lambda t: t.update({ATTENTION + "r_layer.weight": torch.zeros(30, 32)}), "for 3 heads"),
         (lambda t: t.clear(), "missing"),
     ],
 )

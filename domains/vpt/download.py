@@ -23,7 +23,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from configurator import check_range, configure, run
-from runtime.checkpoint import parse_json
+from runtime.checkpoint import parse_json, regular_file
 
 index = ""  # of recordings: a name in OpenAI's store (all_10xx_Jun_29.json), a URL or a file
 hours = 0.0  # of video to have in the end; about 2 GB each
@@ -112,7 +112,7 @@ def append(url, part, timeout):
 def read_index(index):
     """[(url without ending, stem)] of a file, a URL or a name in OpenAI's store. ValueError."""
     try:
-        text = Path(index).read_bytes() if Path(index).exists() else read_url(index)
+        text = regular_file(index).read_bytes() if Path(index).exists() else read_url(index)
     except OSError as error:
         raise ValueError(f"--index={index}: neither a file nor on the server ({error})") from None
     try:
@@ -194,7 +194,7 @@ def main():
     configure(globals())
     if not index or not out:
         raise ValueError("--index, --hours and --out are needed; --help explains them")
-    check_range(globals(), 0.01, "hours")
+    check_range(globals(), 0.01, "hours", most=1e6)
     check_range(globals(), 1, "connections", most=100)
     try:
         seconds, missing = download(index, hours, out, connections)

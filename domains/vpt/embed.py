@@ -270,7 +270,7 @@ def main():
     configure(globals())
     if not weights or not recordings or not out:
         raise ValueError("--weights, --recordings and --out are needed; --help explains them")
-    check_range(globals(), 1, "stride")
+    check_range(globals(), 1, "stride", most=1e6)
     check_range(globals(), 0, "lag workers")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that `with` keeps what is finished
     try:
@@ -298,7 +298,7 @@ def embed_recordings():
         n_frames, waited = embed(items, vpt, stride, writer, progress)
     print_speed(n_frames, time.time() - began, waited)
     source = f"VPT contractor recordings, {Path(weights).name}"
-    writer.finish(obs_dim=vpt.D, steps_per_second=FPS / stride, source=source)
+    writer.finish(steps_per_second=FPS / stride, source=source)
 
 
 def print_speed(n_frames, seconds, waited):

@@ -18,10 +18,10 @@ from pathlib import Path
 import torch
 
 from data import Caption, Episode, record_faults, write_meta, write_shard
-from runtime.checkpoint import read_json, replace
-from runtime.shards import Shard, shard_path
-from scripts.check import read_shard
+from runtime.checkpoint import read_json, regular_file, replace
+from runtime.shards import SPLITS, Shard, read_shard, shard_path, shard_paths
 
+LONGEST = 1e9  # seconds or frames into a recording: more is a mistake
 SHARD = 16  # recordings, then a shard is written
 SHARD_SECONDS = 600  # or so long after its first recording
 LICENCE = (
@@ -64,7 +64,7 @@ def read_annotations(path, stems):
     Raises ValueError with file and line.
     """
     try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
+        with open(regular_file(path), newline="", encoding="utf-8-sig") as file:
             rows = list(csv.DictReader(file))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"{path}: cannot be read ({error})") from None
@@ -80,7 +80,7 @@ def read_annotations(path, stems):
                 "0 <= start <= end in seconds (or recording,start_frame,end_frame,text)"
             ) from None
         spans[stem].append(span)
-        if "\n" in (row["text"] or ""):
+        if "\n" in row["text"]:
             problem = "a text of several lines: is a quote left open?"
             print(f"warning: {path}, row {number}: {problem}", file=sys.stderr)
     absent = sorted(spans.keys() - set(stems))
@@ -95,10 +95,10 @@ def read_row(row):
     unit = "frame" if "start_frame" in row else "second"
     suffix = "_frame" if unit == "frame" else ""
     start, end = float(row["start" + suffix]), float(row["end" + suffix])
-    if not 0 <= start <= end < math.inf or None in row:  # more fields than columns
+    if not 0 <= start <= end < LONGEST or None in row:  # more fields than columns
         raise ValueError
     stem = row["recording"].strip().removesuffix(".mp4")
-    return stem, (start, end, unit, " ".join((row["text"] or "").split()))
+    return stem, (start, end, unit, " ".join(row["text"].split()))
 
 
 def annotations_to_steps(spans, fps, stride, steps):
@@ -131,7 +131,7 @@ class Writer:
         self.folder = Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         check_settings(self.folder / "made-with.json", settings)
-        self.ids = written_ids(self.folder)
+        self.ids, self.width = read_written(self.folder)
         self.waiting = {}  # split: (time of the first, [Episode])
         self.added = collections.Counter()  # by split
         self.skipped = {}  # stem: why
@@ -139,19 +139,26 @@ class Writer:
 
     def add(self, stem, obs, captions, annotated, broken_lines=0):
         """obs: list of (n, D); captions and annotated spans in steps."""
+        obs = torch.cat(obs)
         record = dict(id=stem, annotated=annotated, captions=[c._asdict() for c in captions])
-        for fault in record_faults(record, sum(map(len, obs))):
-            return self.skip(stem, fault)  # one recording never ends the run
+        faults = list(record_faults(record, len(obs)))
+        if self.width not in (None, obs.shape[1]):
+            faults.append(f"{obs.shape[1]} numbers a step, the others have {self.width}")
+        if not obs.isfinite().all():
+            faults.append("not all numbers are finite")
+        if faults:
+            return self.skip(stem, faults[0])  # one recording never ends the run
+        self.width = obs.shape[1]
         split = split_of(stem)
         since, episodes = self.waiting.setdefault(split, (time.time(), []))
-        episodes.append(Episode(stem, torch.cat(obs), captions, annotated))
+        episodes.append(Episode(stem, obs, captions, annotated))
         self.added[split] += 1
         self.broken_lines += broken_lines
         if len(episodes) == SHARD or time.time() - since > SHARD_SECONDS:
             self.write(split)
 
     def skip(self, stem, why):
-        self.skipped[stem] = why
+        self.skipped[stem.encode(errors="backslashreplace").decode()] = why
 
     def write(self, split):
         _, episodes = self.waiting.pop(split)
@@ -180,14 +187,14 @@ class Writer:
             print(f"  {count} skipped: {why}, such as {example}")
         lines = [f"{stem}\t{why}\n" for stem, why in self.skipped.items()]
         (self.folder / f"skipped-{RANK}.txt").write_text("".join(lines))
-        splits = [split for split in ("train", "val", "test") if self.has(split)]
+        paths = shard_paths(self.folder)
+        names = {path.name.partition("-")[0] for path in paths}
+        splits = [split for split in SPLITS if split in names]
         if splits:  # by every process: the last sees all
-            write_meta(self.folder, dtype="bfloat16", licence=LICENCE, splits=splits, **meta)
+            meta |= dict(obs_dim=Shard(paths[0]).width, licence=LICENCE, splits=splits)
+            write_meta(self.folder, dtype="bfloat16", **meta)
         elif WORLD == 1:
             raise ValueError(f"{self.folder}: nothing to train on, all recordings were skipped")
-
-    def has(self, split):
-        return any(self.folder.glob(f"{split}-?????.safetensors"))
 
 
 def check_settings(path, settings):
@@ -208,15 +215,18 @@ def check_settings(path, settings):
     replace(path, lambda beside: beside.write_text(json.dumps(settings)))
 
 
-def written_ids(folder):
-    """The ids of the episodes in a data set. A shard that is not as written is removed."""
-    ids = set()
-    for path in sorted(folder.glob("*-?????.safetensors")):
-        faults, _ = read_shard((path, dict(obs_dim=None, dtype=None)))
+def read_written(folder):
+    """The ids of a data set's episodes, and the width of their observations, None where there are
+    none. A shard that is not as written is removed."""
+    ids, width = set(), None
+    for path in shard_paths(folder):
+        faults, _ = read_shard(path, record_faults)
         if not faults:
-            ids |= {record["id"] for record in Shard(path).records()}
+            shard = Shard(path)
+            ids |= {record["id"] for record in shard.records()}
+            width = shard.width
         elif RANK == 0:  # of many processes one, before it writes any
             path.unlink(missing_ok=True)
             path.with_suffix(".jsonl").unlink(missing_ok=True)
             print(f"{faults[0]}; its recordings are read again", file=sys.stderr)
-    return ids
+    return ids, width

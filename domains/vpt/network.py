@@ -16,11 +16,12 @@ are read off the file. Every norm has epsilon 1e-5, every activation is a ReLU.
 import math
 import re
 import warnings
-from pathlib import Path
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+
+from runtime.checkpoint import regular_file
 
 RELATIVE = 10  # learned curves over distance, of which a head mixes its relative attention
 FILES = "use foundation-model-*, bc-* or rl-*.weights"
@@ -223,8 +224,7 @@ def has(tensors, name, shape):
 
 def read_weights(path):
     """{name: tensor}. Nothing in the file is executed. Raises ValueError."""
-    if not Path(path).is_file():
-        raise ValueError(f"{path}: no such file")
+    regular_file(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the error below says it better
@@ -263,10 +263,13 @@ def geometry(tensors, path):
     # height * width after three halvings
     cells = shape("img_process.cnn.dense.layer.weight", 2)[1] // channels[-1]
     blocks = {re.match(r"recurrent_layer\.blocks\.(\d+)\.|", name)[1] for name in tensors}
+    D, heads = shape("final_ln.weight", 1)[0], shape(attention + "r_layer.weight", 2)[0] // RELATIVE
+    if not heads or D % heads:
+        raise ValueError(f"{path}: {D} dimensions for {heads} heads: not a VPT policy; {FILES}")
     return dict(
         channels=channels,
-        D=shape("final_ln.weight", 1)[0],
-        heads=shape(attention + "r_layer.weight", 2)[0] // RELATIVE,
+        D=D,
+        heads=heads,
         layers=len(blocks - {None}),
         window=shape(attention + "b_nd", 2)[1],
         size=8 * math.isqrt(cells),

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from runtime.checkpoint import read_json
+from runtime.checkpoint import read_json, regular_file
 
 FPS, WIDTH, HEIGHT = 20, 640, 360
 WINDOW_HEIGHT = 720  # of the player's window, in whose pixels the mouse is given
@@ -98,6 +98,8 @@ def video_library():
 def decode(path):
     """Frames of a video in order, (360, 640, 3) uint8 RGB. ValueError if it is no recording."""
     av = video_library()
+    if not Path(path).is_file():  # to open a pipe would hang
+        raise ValueError("unreadable video (no file)")
     try:
         with av.open(str(path)) as container:
             if not container.streams.video:
@@ -183,6 +185,7 @@ def draw_arrow():
 def read_cursor(path):
     """The top left of a picture, such as OpenAI's mouse_cursor_white_16x16.png: (16, 16, 4)."""
     av = video_library()
+    regular_file(path)
     try:
         with av.open(str(path)) as picture:
             return next(picture.decode(video=0)).to_ndarray(format="rgba")[:16, :16]

@@ -1,0 +1,71 @@
+"""
+Published weights on disk: where a checkpoint's folder is, and the tensors of its safetensors.
+"""
+
+import os
+import re
+from pathlib import Path
+
+import torch.nn as nn
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from runtime.checkpoint import regular_file
+
+BUFFERS = r"attention\.(bias|masked_bias)$|rotary_emb\.inv_freq$"  # of old checkpoints
+
+
+def read_weights(folder, dtype):
+    """{name: parameter} of model.safetensors, or of the shards that stand for it."""
+    paths = [folder / "model.safetensors"]
+    if not paths[0].is_file():
+        paths = sorted(folder.glob("model-*.safetensors"))
+    if not paths:
+        raise FileNotFoundError(f"{folder}/model.safetensors is missing: fetch the model again")
+    weights = {}
+    for path in paths:
+        try:
+            stored = load_file(regular_file(path))
+        except (OSError, SafetensorError) as error:
+            raise ValueError(f"{path}: truncated or garbled ({error}); fetch it again") from None
+        for name, x in stored.items():
+            if re.search(BUFFERS, name):
+                continue
+            if not x.is_floating_point():
+                raise ValueError(f"{path}: tensor {name} is stored as {x.dtype}")
+            weights[name] = nn.Parameter(x.to(dtype, copy=True))  # x is a view of the file
+    return weights
+
+
+def find_checkpoint(name_or_dir):
+    """The folder of a checkpoint: a directory, or a name such as EleutherAI/pythia-160m@step3000.
+
+    A name is looked up in the Hugging Face cache, else downloaded where huggingface_hub is
+    installed. Raises FileNotFoundError with the command that fetches it.
+    """
+    folder = Path(name_or_dir).expanduser()
+    if folder.is_dir():
+        return folder
+    name, _, revision = name_or_dir.partition("@")
+    revision = revision or "main"
+    if not re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", name):
+        raise FileNotFoundError(f"{name_or_dir}: no such directory")
+    home = os.environ.get("HF_HOME", "~/.cache/huggingface")
+    hub = Path(os.environ.get("HF_HUB_CACHE", f"{home}/hub")).expanduser()
+    cached = hub / f"models--{name.replace('/', '--')}"
+    ref = cached / "refs" / revision
+    snapshot = cached / "snapshots" / (ref.read_text().strip() if ref.is_file() else revision)
+    if (snapshot / "config.json").exists() and [*snapshot.glob("model*.safetensors")]:
+        return snapshot
+    files = "*.json", "*.safetensors"
+    try:
+        from huggingface_hub import snapshot_download
+
+        return Path(snapshot_download(name, revision=revision, allow_patterns=files))
+    except Exception as error:  # not installed, or whatever the network says
+        reason = (str(error).splitlines() or [""])[0]
+        raise FileNotFoundError(
+            f"{name}@{revision} is neither a directory nor in {hub}; fetch it: "
+            f"pip install huggingface_hub && hf download {name} --revision {revision} "
+            f"--include '{files[0]}' --include '{files[1]}'  ({reason})"
+        ) from None
