@@ -1,16 +1,16 @@
 """
 Prints the grounded captions of an episode beside the true ones, and what the predictor expects.
 
-    python sample.py --out_dir=out/mine --episode=3    an episode of the test split
+    python sample.py out/mine --episode=3              an episode of the test split
     python sample.py --json                            a JSON object per written caption
     python sample.py --html=out/episode.html           a page to look at in a browser
 
-A line per caption: step, true caption, written caption, the encoder's confidence (its least sure
+A line per caption: when, true caption, written caption, the encoder's confidence (its least sure
 token), and the K tokens that the predictor expects next: "+3 place table" begins three steps on.
+Times are seconds where the data set says how many steps a second has.
 """
 
-import os
-import subprocess
+import runpy
 import sys
 from json import dumps
 from pathlib import Path
@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from configurator import configure, run
+from configurator import check_range, configure, run
 from data import END, SILENCE, Episodes, Tokenizer, match, read_stream, spans
 from encoder import Encoder
 from runtime import checkpoint
@@ -28,7 +28,8 @@ from train import Predictor
 out_dir = "out/crafter"  # the run to load
 data = ""  # folder of a data set; '': the run's
 split = "test"  # which of its splits
-episode = 0  # which episode
+episode = "0"  # which episode: its name or its number
+min_prob = 0.0  # captions with a less sure token are left out
 json = False  # a JSON object per written caption instead of text
 html = ""  # file to write a self-contained page to
 device = "auto"  # 'auto' | 'cpu' | 'cuda' | 'mps'
@@ -45,10 +46,29 @@ def load(out_dir, device="cpu"):
     return encoder, predictor, Tokenizer.from_file(folder / "tokenizer.json"), config
 
 
+def arguments():
+    """The command line; a run may stand in it alone, as out/mine."""
+    return [x if x.startswith("-") or x.endswith(".py") else f"--out_dir={x}" for x in sys.argv[1:]]
+
+
 def data_of(run, name):
     """The data set of a run: `name` from here, else from the nearest folder above the run."""
     places = [Path(), *Path(run).resolve().parents]
     return next((p / name for p in places if (p / name / "meta.json").exists()), name)
+
+
+def number_of(episodes, name):
+    """The number of an episode, given by its name or number."""
+    names = [record["id"] for record in episodes.records]
+    numbers = {str(n): n for n in range(len(names))} | {x: n for n, x in enumerate(names)}
+    if name not in numbers:
+        raise ValueError(f"--episode={name}: 0 .. {len(names) - 1}, or a name, as {names[0]!r}")
+    return numbers[name]
+
+
+def timestamp(step, rate):
+    """A number of steps as the data set gives time: in seconds where it has a rate."""
+    return step / rate if rate else step
 
 
 @torch.no_grad()
@@ -71,29 +91,29 @@ def forecasts(encoder, predictor, obs, tok):
     return tuple(torch.cat(part) for part in zip(*parts, strict=True))
 
 
-def in_words(ids, under_way, tokenizer):
+def in_words(ids, under_way, tokenizer, rate):
     """A forecast (K,) as text. under_way: its first tokens may finish a caption."""
-    begins = {a: "..." if a == 0 and under_way else f"+{a + 1} " for a, _ in spans(ids)}
+    begins = {a: f"+{timestamp(a + 1, rate):g} " for a, _ in spans(ids)}
+    begins |= {0: "..."} if under_way else {}
     return ", ".join(begins[a] + tokenizer.decode(ids[a:b]).strip() for a, b in spans(ids))
 
 
 def judge(episodes, i, written, prob):
     """All captions in order of time: dict(step, kind, text, true, written, sure). true, written:
     (start, end) or None. kind: 'hit', 'missed', 'false', or 'unknown' where nobody annotated."""
-    true, annotated = episodes.captions(i), episodes.records[i]["annotated"]
+    true, known = episodes.captions(i), episodes.known(i)
     hits, rows = {w: t for t, w in match(true, written)}, []
     missed = [(t, None) for t in true if t not in hits.values()]
     for t, w in missed + [(hits.get(w), w) for w in written]:
         step, _, text = w or t
-        known = annotated == "all" or any(a <= step < b for a, b in annotated)
-        kind = ("hit" if w else "missed") if t else "false" if known else "unknown"
+        kind = ("hit" if w else "missed") if t else "false" if known[step] else "unknown"
         sure = round(prob[w.start : w.end].min().item(), 3) if w else None  # the least sure token
         row = dict(step=step, kind=kind, text=text, true=t and t[:2], written=w and w[:2])
         rows.append(row | dict(sure=sure))
     return sorted(rows, key=lambda row: row["step"])
 
 
-def read(encoder, predictor, episodes, i, tokenizer):
+def read(encoder, predictor, episodes, i, tokenizer, min_prob=0.0):
     """Rows of `judge` with what was expected after each; tok, prob (N,), forecasts (N, K)."""
     if episodes.meta["obs_dim"] != len(encoder.projector.mean):
         raise ValueError(f"{episodes.folder}: obs_dim is not the run's; --data names another")
@@ -102,48 +122,48 @@ def read(encoder, predictor, episodes, i, tokenizer):
     nothing = torch.zeros(obs.shape[1], 0, dtype=torch.int64)
     ahead = forecasts(encoder, predictor, obs, tok) if predictor else (nothing, nothing)
     tok, prob = tok[0].cpu(), prob[0].cpu()
-    rows = judge(episodes, i, read_stream(tok, tokenizer), prob)
+    written = [c for c in read_stream(tok, tokenizer) if prob[c.start : c.end].min() >= min_prob]
+    rows, rate = judge(episodes, i, written, prob), episodes.meta["steps_per_second"]
     for row in rows:
         t = row["step"]
-        row["expected"] = in_words(ahead[0][t].tolist(), tok[t] > SILENCE, tokenizer)
+        row["expected"] = in_words(ahead[0][t].tolist(), tok[t] > SILENCE, tokenizer, rate)
     return rows, tok, prob, ahead
 
 
-def as_json(rows, name):
+def as_json(rows, name, rate):
     """The written captions, an object a line, as scripts.pack takes them."""
     for row in [row for row in rows if row["written"]]:
-        start, end = row["written"]
-        line = dict(episode=name, start=start, end=end, text=row["text"], unit="steps")
-        print(dumps(line | {key: row[key] for key in ("kind", "sure", "expected")}))
+        start, end = (timestamp(step, rate) for step in row["written"])
+        line = dict(episode=name, start=start, end=end, unit="seconds" if rate else "steps")
+        print(dumps(line | {key: row[key] for key in ("text", "kind", "sure", "expected")}))
 
 
-def as_text(rows):
+def as_text(rows, rate):
     """A table of all captions, a line each."""
     width = max([7] + [len(row["text"]) for row in rows])
-    print(f"{'step':>5}  {'true':{width}}  {'written':{width}}  sure  expected next")
+    unit, digits = ("seconds", 8) if rate else ("step", 5)
+    print(f"{unit:>{digits}}  {'true':{width}}  {'written':{width}}  sure  expected next")
     for row in rows:
         true, written = (row["text"] if row[side] else "" for side in ("true", "written"))
         sure = "" if row["sure"] is None else f"{row['sure']:.2f}"
-        print(f"{row['step']:5}  {true:{width}}  {written:{width}}  {sure:4}  {row['expected']}")
+        when = f"{timestamp(row['step'], rate):{digits}g}"
+        print(f"{when}  {true:{width}}  {written:{width}}  {sure:4}  {row['expected']}")
 
 
 def main():
-    configure(globals())
-    if html:  # another program, which imports from this folder and not from the working directory
-        folders = [str(Path(__file__).resolve().parent), os.environ.get("PYTHONPATH", "")]
-        path = dict(PYTHONPATH=os.pathsep.join(filter(None, folders)), PYTHONSAFEPATH="1")
-        command = [sys.executable, "-m", "scripts.page", *sys.argv[1:]]
-        sys.exit(subprocess.run(command, env=os.environ | path).returncode)
+    configure(globals(), arguments())
+    check_range(globals(), 0, "min_prob", most=1)
+    if html:  # another program, with the same settings
+        return runpy.run_module("scripts.page", run_name="__main__")
     encoder, predictor, tokenizer, config = load(out_dir, pick_device(device))
     episodes = Episodes(data or data_of(config["folder"], config["data"]), split)
-    if not 0 <= episode < len(episodes):
-        raise ValueError(f"--episode={episode}: {split} has episodes 0 .. {len(episodes) - 1}")
-    rows, *_ = read(encoder, predictor, episodes, episode, tokenizer)
-    name = episodes.records[episode]["id"]
+    i, rate = number_of(episodes, episode), episodes.meta["steps_per_second"]
+    rows, *_ = read(encoder, predictor, episodes, i, tokenizer, min_prob)
+    name = episodes.records[i]["id"]
     if json:
-        return as_json(rows, name)
+        return as_json(rows, name, rate)
     print(f"episode {name} of {episodes.folder}, {split}; {config['folder']}\n")
-    as_text(rows)
+    as_text(rows, rate)
 
 
 if __name__ == "__main__":

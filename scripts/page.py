@@ -1,9 +1,9 @@
 """
-One self-contained page per episode: page.html with data and pictures inside, no network.
+One self-contained page per episode: page.html with all that it shows inside, no network.
 
 It shows an episode and corrects its captions; Save downloads them as scripts.pack takes them.
 
-    python -m scripts.page --html=out/episode.html                     an episode of out/crafter
+    python -m scripts.page out/mine --html=out/episode.html            an episode of a run
     python -m scripts.page --html=out/index.html --episodes=0-20       an index, and a page for each
 
 Without pictures it draws the features that weigh most, named by the data set's features.txt, a
@@ -11,6 +11,7 @@ line each. The index begins with the episodes of which a label would tell most.
 """
 
 import base64
+import re
 import struct
 import zlib
 from collections import Counter
@@ -20,23 +21,24 @@ from pathlib import Path
 import numpy as np
 
 import sample
-from configurator import configure, run
+from configurator import check_range, configure, run
 from data import END, SILENCE, Episodes
 from runtime.distributed import pick_device
 
 out_dir = "out/crafter"  # the run to load
 data = ""  # folder of a data set; '': the run's
 split = "test"  # which of its splits
-episode = 0  # which episode
+episode = "0"  # which episode: its name or its number
 episodes = ""  # or several: 'first-last', both included
 html = "out/episode.html"  # file to write
+min_prob = 0.0  # captions with a less sure token are left out
 json = False  # not with a page
 device = "auto"  # 'auto' | 'cpu' | 'cuda' | 'mps'
 
 BUDGET = 10_000_000  # bytes of pictures in a page, at most
 FEATURES = 24  # rows of the heat map, at most
 TEXTS = 1000  # that complete as one types, at most
-TEMPLATE = Path(__file__).with_name("page.html")
+FOLDER = Path(__file__).parent
 
 
 def png_chunk(kind, body):
@@ -119,13 +121,15 @@ def doubts(tok, prob, ahead):
 
 
 def fill(path, content):
-    """Writes the template with `content` inside; returns its size in bytes."""
+    """Writes page.html with its parts and `content` inside; returns its size in bytes."""
     text = dumps(content, separators=(",", ":"), ensure_ascii=False)
     text = text.replace("<", "\\u003c")  # no caption can end the script
-    page = TEMPLATE.read_text().replace("DATA_GOES_HERE", text, 1).encode()
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    Path(path).write_bytes(page)
-    return len(page)
+
+    def part(found):
+        return text if found[1] == "data" else (FOLDER / found[1]).read_text()
+
+    page = re.sub("{{(.+?)}}", part, (FOLDER / "page.html").read_text())
+    return Path(path).write_bytes(page.encode())
 
 
 def thousandths(p):
@@ -159,32 +163,36 @@ def write_index(path, title, pages):
     fill(path, dict(title=title, pages=pages))
 
 
-def chosen(count):
-    """The episodes asked for, out of `count`."""
-    first, _, last = (episodes or str(episode)).partition("-")
-    asked = f"--episodes={episodes}" if episodes else f"--episode={episode}"
+def chosen(source):
+    """The numbers of the episodes asked for."""
+    if not episodes:
+        return [sample.number_of(source, episode)]
+    first, _, last = episodes.partition("-")
     try:
         first, last = int(first), int(last or first)
     except ValueError:
-        raise ValueError(f"{asked}: first-last, for example 0-20") from None
-    if not 0 <= first <= last < count:
-        raise ValueError(f"{asked}: {split} has episodes 0 .. {count - 1}")
+        raise ValueError(f"--episodes={episodes}: first-last, for example 0-20") from None
+    if not 0 <= first <= last < len(source):
+        raise ValueError(f"--episodes={episodes}: {split} has episodes 0 .. {len(source) - 1}")
     return range(first, last + 1)
 
 
 def main():
-    configure(globals())
+    configure(globals(), sample.arguments())
+    check_range(globals(), 0, "min_prob", most=1)
     if json:
         raise ValueError("one of --json and --html")
+    if not Path(html).parent.is_dir():
+        raise ValueError(f"--html={html}: no folder {Path(html).parent}; create it first")
     encoder, predictor, tokenizer, config = sample.load(out_dir, pick_device(device))
     folder = config["folder"]
     source = Episodes(data or sample.data_of(folder, config["data"]), split)
     names, texts = named_features(source.folder, source.meta["obs_dim"]), texts_of(source)
     pages = []
-    for i in chosen(len(source)):
+    for i in chosen(source):
         name, annotated = source.records[i]["id"], source.records[i]["annotated"]
         path = page_of(html, i) if episodes else html
-        rows, tok, prob, ahead = sample.read(encoder, predictor, source, i, tokenizer)
+        rows, tok, prob, ahead = sample.read(encoder, predictor, source, i, tokenizer, min_prob)
         about = dict(id=name, split=split, source=str(source.folder), run=str(folder))
         about["rate"] = source.meta["steps_per_second"]
         pictures = source.pictures(i)

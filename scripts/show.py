@@ -8,6 +8,7 @@ import difflib
 import glob
 import hashlib
 import os
+import re
 import sys
 from collections import Counter
 
@@ -18,7 +19,7 @@ from tqdm import tqdm
 from configurator import run
 from data import SILENCE, Episodes, Tokenizer
 from encoder import Projector
-from scripts.check import absurd, absurd_warning
+from runtime.shards import absurd, absurd_warning
 from train import feature_power
 
 SPLITS = "train", "val", "test"
@@ -80,7 +81,7 @@ def text_statistics(episodes, tokenizer):
         counts["overlap"] += sum(after.start < before.end for before, after in pairs)
         free = 0
         for caption in captions:
-            length = len(tokenizer.encode_caption(caption.text))
+            length = len(tokenizer.encode(caption.text))
             start = max(caption.start, free)
             free = start + length + 1
             counts["tokens"].append(length)
@@ -159,10 +160,23 @@ def identity_warnings(groups):
         yield f"{leakage}identical episodes: {names}"
 
 
+def group_warnings(splits):
+    """A warning where episodes named alike up to the last part stand in two splits."""
+    groups = {}
+    for split, episodes in splits.items():
+        for record in episodes.records:
+            found = re.match(r"(.+)[\W_]", record["id"])
+            groups.setdefault(found[1] if found else record["id"], set()).add(split)
+    shared = [name for name, of_splits in groups.items() if len(of_splits) > 1]
+    if shared and len(groups) > 1:
+        which = f"{min(shared)!r} and {len(shared) - 1} more" if shared[1:] else repr(shared[0])
+        yield f"episodes of {which} in two splits: one person or day? see scripts.pack --group"
+
+
 def weight_warnings(episodes):
     """A warning where train.py's default feature_power would hide nearly all of the dims."""
     D = episodes.meta["obs_dim"]
-    projector = Projector(D, 1)
+    projector = Projector(D, 1, past=1)
     projector.standardise(episodes, feature_power)
     effective = projector.effective()
     if D >= 16 and effective < FEW:
@@ -203,6 +217,7 @@ def show(folder):
         *observation_warnings(mean, std, least, most),
         *text_warnings(counts),
         *identity_warnings(identical_episodes(splits)),
+        *group_warnings(splits),
         *weight_warnings(first),
     ]
     for warning in warnings or ["none"]:

@@ -1,24 +1,27 @@
 """
 Captions a stream of raw embeddings as it arrives on stdin, at constant cost and memory.
 
-    producer | python -m scripts.stream --out_dir=out/crafter
+    producer | python -m scripts.stream out/mine
 
-A line per caption when it is complete: start, confidence (its least sure token), text.
+A line per caption when it is complete: start, confidence (its least sure token), text. Times are
+seconds where the run's data set is at hand and says how many steps a second has, else steps.
 """
 
 import sys
 import time
 from collections import deque
 from json import dumps
+from pathlib import Path
 
 import numpy as np
 import torch
 
 from configurator import configure, run
-from data import END, SILENCE, Tokenizer
+from data import END, SILENCE, Tokenizer, read_meta
 from encoder import Encoder
 from runtime import checkpoint
 from runtime.distributed import pick_device
+from sample import arguments, data_of, timestamp
 
 out_dir = "out/crafter"  # the run to load
 dtype = "float32"  # of the numbers on stdin: 'float32' | 'float16'
@@ -67,20 +70,28 @@ def written(encoder, source, clock, seconds):
         yield step
 
 
-def follow_stdin(encoder, tokenizer):
+def follow_stdin(encoder, tokenizer, rate=None):
     """Prints each caption when it is complete, and at the end how long a step took."""
     clock, seconds = [0.0], deque(maxlen=10_000)  # the latest steps: constant memory
     steps = written(encoder, sys.stdin.buffer, clock, seconds)
-    for start, end, text, sure in captions_of(steps, tokenizer):
-        line = dict(start=start, end=end, text=text, unit="steps", sure=round(sure, 3))
-        print(dumps(line) if json else f"{start:5}  {sure:.2f}  {text}", flush=True)
+    for *span, text, sure in captions_of(steps, tokenizer):
+        start, end = (timestamp(step, rate) for step in span)
+        line = dict(start=start, end=end, unit="seconds" if rate else "steps", text=text)
+        line = dumps(line | dict(sure=round(sure, 3)))
+        print(line if json else f"{start:7g}  {sure:.2f}  {text}", flush=True)
     p50, p99 = np.percentile(seconds, (50, 99)) * 1000
     latest = f"{p50:.2f} ms (p50), {p99:.2f} ms (p99); latest {len(seconds)} steps"
     print(f"a step took {latest}", file=sys.stderr)
 
 
+def rate_of(folder):
+    """Steps per second of a run's data set; None where it says nothing, or is not at hand."""
+    data = Path(data_of(folder, checkpoint.read_json(folder / "config.json")["data"]))
+    return read_meta(data)["steps_per_second"] if (data / "meta.json").exists() else None
+
+
 def main():
-    configure(globals())
+    configure(globals(), arguments())
     if dtype not in ("float32", "float16"):
         raise ValueError(f"--dtype={dtype}: one of float32, float16")
     if sys.stdin.isatty():
@@ -89,7 +100,7 @@ def main():
     checkpoint.verify(folder)
     tokenizer = Tokenizer.from_file(folder / "tokenizer.json")
     encoder = Encoder.from_pretrained(folder / "encoder").to(pick_device(device)).eval()
-    follow_stdin(encoder, tokenizer)
+    follow_stdin(encoder, tokenizer, rate_of(folder))
 
 
 if __name__ == "__main__":

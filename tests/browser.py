@@ -1,9 +1,20 @@
-"""Chromium without a driver: the DevTools protocol over a pipe (no port), text ended by NUL."""
+"""Chromium without a driver: the DevTools protocol over a pipe (no port), text ended by NUL.
+
+And a page to open in it, with every kind of caption.
+"""
 
 import json
 import os
 import shutil
 import subprocess
+import tempfile
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+
+from data import Caption, Tokenizer, write_stream
+from scripts import page
 
 CHROMIUM = (
     shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -13,6 +24,8 @@ FLAGS = (
     "--disable-background-networking --disable-component-update "
     "--disable-sync --disable-dev-shm-usage --remote-debugging-pipe"
 ).split()
+ABOUT = dict(id="<b>one</b>", split="test", source="data/toy", run="out/toy/step-000001", rate=5)
+TEXTS = ["open door", "walk", '</script> quote " and ünïcode']
 
 
 class Browser:
@@ -100,3 +113,73 @@ class Browser:
         self.process.wait(10)
         os.close(self.read)
         os.close(self.write)
+
+
+@contextmanager
+def started():
+    """A Browser with a profile of its own."""
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
+        browser = Browser(profile)
+        yield browser
+        browser.close()
+
+
+def episode(path, steps=60, pictures=True, K=4, **more):
+    """Writes a page with every kind of caption, and returns what went into it."""
+    rng, tokenizer = np.random.default_rng(0), Tokenizer.from_captions(TEXTS)
+    rows = [
+        dict(kind="hit", text="open door", true=[5, 9], written=[6, 9], sure=0.9, expected=""),
+        dict(kind="missed", text=TEXTS[2], true=[20, 30], written=None, sure=None, expected=""),
+        dict(kind="false", text="walk", true=None, written=[40, 42], sure=0.51, expected=""),
+        dict(kind="unknown", text="walk", true=None, written=[50, 52], sure=0.7, expected=""),
+    ]
+    for a in range(60, steps - 8, 6):
+        rows.append(dict(kind="hit", text="walk", true=[a, a + 1], written=[a, a + 2], sure=0.8))
+    tok = torch.from_numpy(
+        write_stream(
+            [Caption(*r["written"], r["text"]) for r in rows if r["written"]], steps, tokenizer
+        )
+    )
+    ahead = (
+        torch.from_numpy(rng.integers(0, tokenizer.vocab_size, (steps, K))),
+        torch.from_numpy(rng.random((steps, K))),
+    )
+    frames = rng.integers(0, 256, (steps, 64, 64, 3), dtype=np.uint8) if pictures else None
+    size = page.write(
+        path,
+        ABOUT,
+        rows,
+        tok,
+        torch.from_numpy(rng.random(steps)),
+        ahead,
+        tokenizer,
+        frames,
+        **dict(texts=TEXTS, silences=[]) | more,
+    )
+    return rows, tok, ahead, tokenizer, frames, size
+
+
+@contextmanager
+def showing(browser, path):
+    """Opens a page of `episode`, and checks at the end that nothing went wrong or was fetched."""
+
+    def show(at="", **about):
+        told = episode(path, **about)
+        browser.open("about:blank")
+        browser.problems.clear()
+        browser.open(f"file://{path}{at}")
+        return browser, told
+
+    yield show
+    browser.js("localStorage.clear()")  # one for all local files
+    assert not browser.problems
+
+
+def where(browser):
+    return browser.js("+document.getElementById('at').value")
+
+
+def wait(browser, condition):
+    again = "n++ > 500 ? done(false) : setTimeout(look, 10)"
+    look = f"(function look() {{ ({condition}) ? done(true) : {again} }})()"
+    assert browser.js(f"new Promise(done => {{ let n = 0; {look} }})"), condition

@@ -1,16 +1,18 @@
 import json
 import subprocess
 import sys
+from unittest import mock
 
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, program
 
 import sample
 from data import Caption, Episode, Episodes, read_stream, write_meta, write_shard
 from encoder import Encoder
 from runtime import checkpoint
+from scripts import pack
 from train import Predictor
 
 
@@ -71,12 +73,45 @@ def test_json_has_every_written_caption(a_run, toy, tokenizer, printed):
     assert {line["episode"] for line in lines} == {"test-1"}
 
 
-def test_pages_and_an_index_are_written(a_run, monkeypatch):
-    pages = a_run / "pages"
-    command = [sys.executable, "-m", "scripts.page", f"--out_dir={a_run.parent}"]
-    command += [f"--html={pages / 'index.html'}", "--episodes=1-2"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+def test_a_run_an_episode_by_name_and_the_least_probability(a_run, printed, monkeypatch):
+    lines = printed(json=True, episode=1)
+    assert printed(json=True, episode="test-1") == lines
+    sure = sorted(json.loads(line)["sure"] for line in lines.splitlines())
+    kept = printed(json=True, episode=1, min_prob=sure[1] - 0.0005)
+    assert len(kept.splitlines()) == len(sure) - 1
+    for wrong in ("3", "test-9", "-1"):
+        with pytest.raises(ValueError, match=f"--episode={wrong}: 0 .. 2, or a name, as 'test-0'"):
+            printed(episode=wrong)
+    monkeypatch.setattr(sys, "argv", ["sample.py", "out/mine", "x.py", "--json"])
+    assert sample.arguments() == ["--out_dir=out/mine", "x.py", "--json"]
+
+
+def test_what_is_written_in_seconds_is_packed_at_the_same_steps(a_run, toy, printed):
+    meta = json.loads((toy / "meta.json").read_text()) | dict(steps_per_second=30)
+    (toy / "meta.json").write_text(json.dumps(meta))
+    lines = printed(json=True).splitlines()
+    rows = [json.loads(line) for line in lines]
+    encoder, tokenizer = (sample.load(a_run.parent)[n] for n in (0, 2))
+    captions = read_stream(encoder.annotate(Episodes(toy, "test").obs(0)[None])[0][0], tokenizer)
+    assert [row["start"] for row in rows] == [c.start / 30 for c in captions]
+    assert {row["unit"] for row in rows} == {"seconds"}
+    shown = [line.split()[0] for line in printed(json=False).splitlines()[3:]]
+    assert {f"{c.start / 30:g}" for c in captions} <= set(shown)
+    with mock.patch.object(pack, "fps", 30.0):
+        packed = [pack.read_caption(row, 40) for row in rows]
+    assert [c[:2] for c in packed] == [c[:2] for c in captions]
+    with pytest.raises(ValueError, match="the times are seconds: --fps=.. says"):
+        pack.read_caption(rows[0], 40)
+
+
+def test_pages_and_an_index_are_written(a_run, tmp_path):
+    pages = tmp_path / "pages"
+    command = ["scripts/page.py", a_run.parent, f"--html={pages / 'index.html'}", "--episodes=1-2"]
+    told = f"--html={pages / 'index.html'}: no folder {pages}; create it first\n"
+    assert program(*command) == (2, "", told)
+    pages.mkdir()
+    code, _, err = program(*command)
+    assert code == 0, err
     names = sorted(path.name for path in pages.iterdir())
     assert names == ["index-1.html", "index-2.html", "index.html"]
     assert "index-1.html" in (pages / "index.html").read_text()
@@ -98,16 +133,9 @@ def html(a_run, tmp_path):
     return call
 
 
-def test_html_hands_over_to_the_page_from_any_folder(html, tmp_path, monkeypatch):
-    (tmp_path / "sitecustomize.py").write_text("print('on the path')")
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    assert html().count("on the path") == 2  # in sample.py and in scripts.page
-
-
-@pytest.mark.skipif(sys.version_info < (3, 11), reason="PYTHONSAFEPATH is new in Python 3.11")
-def test_html_imports_nothing_of_the_folder_it_is_run_in(html, tmp_path):
+def test_html_hands_over_to_the_page_and_imports_nothing_of_the_folder_it_is_run_in(html, tmp_path):
     (tmp_path / "model.py").write_text("raise SystemExit('not the model')")
-    html()
+    assert "page.html  0." in html()
 
 
 def test_a_relative_data_set_is_found_from_anywhere(a_run, printed, toy, monkeypatch):
@@ -134,13 +162,17 @@ def test_a_closed_pipe_is_no_error(a_run):
 def test_the_table_stands_in_columns(capsys):
     hit = dict(step=4, text="walk", true=(3, 4), written=(4, 6), sure=0.5, expected="+3 walk")
     missed = dict(step=9, text="open door", true=(9, 11), written=None, sure=None, expected="")
-    sample.as_text([hit, missed])
-    lines = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
-    assert lines == [
+
+    def lines(rate):
+        sample.as_text([hit, missed], rate)
+        return [line.rstrip() for line in capsys.readouterr().out.splitlines()]
+
+    assert lines(None) == [
         " step  true       written    sure  expected next",
         "    4  walk       walk       0.50  +3 walk",
         "    9  open door",
     ]
+    assert [line.split()[0] for line in lines(5)] == ["seconds", "0.8", "1.8"]
 
 
 def test_data_of_another_width_is_one_line(printed, tmp_path):

@@ -10,7 +10,7 @@ import threading
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, TEXTS
+from conftest import ROOT, TEXTS, program
 
 from data import END, SILENCE, Episodes, Tokenizer, read_stream
 from encoder import Encoder
@@ -36,12 +36,12 @@ def test_captions_of_a_stream_are_those_of_the_whole():
 def follow(a_run, toy, monkeypatch, capsys):
     """Captions a raw stream on stdin within this process; returns stdout's lines and stderr."""
 
-    def call(raw, dtype="float32"):
+    def call(raw, dtype="float32", rate=None):
         monkeypatch.setattr(stream, "dtype", dtype)
         monkeypatch.setattr(stream, "json", True)
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(raw)))
         tokenizer = Tokenizer.from_file(a_run / "tokenizer.json")
-        stream.follow_stdin(Encoder.from_pretrained(a_run / "encoder"), tokenizer)
+        stream.follow_stdin(Encoder.from_pretrained(a_run / "encoder"), tokenizer, rate)
         printed = capsys.readouterr()
         return [json.loads(line) for line in printed.out.splitlines()], printed.err
 
@@ -61,6 +61,15 @@ def test_a_followed_stream_gives_the_captions_of_the_episode(a_run, toy, tokeniz
         [prob[0, c.start : c.end].min().item() for c in expected], abs=1e-3
     )
     assert "(p50)" in timing and "latest 40 steps" in timing
+    in_seconds, _ = follow(raw.tobytes(), dtype, rate=4)
+    assert [c["start"] * 4 for c in in_seconds] == [c["start"] for c in captions]
+    assert captions[0]["unit"] == "steps" and in_seconds[0]["unit"] == "seconds"
+
+
+def test_the_rate_of_a_stream_is_that_of_the_data_set_if_it_is_at_hand(a_run, toy):
+    assert stream.rate_of(a_run) == 1
+    toy.rename(toy.with_name("gone"))
+    assert stream.rate_of(a_run) is None
 
 
 def test_a_stream_that_breaks_off_or_is_no_numbers_is_one_line(follow):
@@ -97,10 +106,7 @@ def test_follow_writes_a_caption_as_soon_as_it_is_complete(a_run, toy):
     watch.cancel()
 
 
-def test_an_empty_stdin_is_one_line_at_the_prompt(a_run):
-    command = [sys.executable, "-m", "scripts.stream", f"--out_dir={a_run.parent}"]
-    done = subprocess.run(
-        command, cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True
-    )
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "stdin was empty: a step is 6 numbers of float32\n"
+def test_an_empty_stdin_is_one_line_at_the_prompt(a_run, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO()))
+    told = "stdin was empty: a step is 6 numbers of float32\n"
+    assert program("scripts/stream.py", f"--out_dir={a_run.parent}") == (2, "", told)
