@@ -70,6 +70,7 @@ def test_experiment_1_runs_end_to_end_in_miniature(recordings, tmp_path):
         *SMALL,
     )
     assert "1 of 1 training episodes annotated" in said
+    assert "acts on nothing" in said
     assert "perfect writer" in script("-m", "bench.report", out)
     shown = script(
         "-m",
