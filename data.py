@@ -10,7 +10,6 @@ which the observations so far determine the caption.
     train-00000-pictures.safetensors   optional: (N, h, w, 3) uint8 of each episode, by its id
 """
 
-import functools
 import json
 import re
 import unicodedata
@@ -28,31 +27,30 @@ import torch.nn.functional as F
 from runtime import shards
 from runtime.checkpoint import read_json, write_json
 
-END, SILENCE = 0, 1  # Pythia's <|endoftext|> and its unused <|padding|>
+END, SILENCE = 0, 1
+SPECIAL = {"<|endoftext|>": END, "<|padding|>": SILENCE}  # of Pythia, which never used the second
 
 # -----------------------------------------------------------------------------
 # tokenizer
 
-FLAGS = "lstrip", "rstrip", "single_word", "normalized"
 GPT2_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 # the characters by which a byte-level vocabulary names bytes: printable ones stand for themselves
 PRINTABLE = [*range(33, 127), *range(161, 173), *range(174, 256)]
 EVERY_BYTE = [bytes([b]) for b in range(256)]
 OTHERS = sorted(set(range(256)) - set(PRINTABLE))
 BYTE = {chr(b): b for b in PRINTABLE} | {chr(256 + i): b for i, b in enumerate(OTHERS)}
+BYTE_LEVEL = dict(type="ByteLevel", add_prefix_space=False, trim_offsets=True, use_regex=True)
 
 
 class Tokenizer:
     """Text <-> token ids. Ids 0 and 1 are END and SILENCE."""
 
-    def __init__(self, pieces, stored=None):
-        """pieces: the bytes of the tokens 2, 3, ..; every single byte must be among them."""
-        self.pieces = pieces
+    def __init__(self, pieces, spaces=None, stored=None):
+        """pieces: the bytes of the tokens 2, 3, ..; every single byte must be among them.
+        spaces: the tokens of Pythia that are runs of spaces, {text: id}."""
+        self.pieces, self.spaces = pieces, spaces
         self.vocab_size = len(pieces) + 2
         self.stored = stored or {"pieces": [piece.decode("latin-1") for piece in pieces]}
-        self.added = {}  # text -> id: cut out of the text before all else
-        self.added_normalised = {}  # the same, after NFC
-        self.normalise = str
         ranks = {piece: i for i, piece in enumerate(pieces, start=2)}
         self.bpe = tiktoken.Encoding(
             "grounding", pat_str=GPT2_PATTERN, mergeable_ranks=ranks, special_tokens={}
@@ -67,57 +65,52 @@ class Tokenizer:
 
     @classmethod
     def from_file(cls, path):
-        """Reads what `save` wrote, or the tokenizer.json of a Pythia.
-
-        Ids are those of the tokenizers library. Raises ValueError for what is not byte-level BPE.
-        """
+        """Reads what `save` wrote, or the tokenizer.json of a Pythia. Raises ValueError."""
         stored = read_json(path)
         try:
-            if "pieces" in stored:
-                pieces = [piece.encode("latin-1") for piece in stored["pieces"]]
-                if pieces[:256] != EVERY_BYTE or len({b"", *pieces}) <= len(pieces):
-                    raise ValueError("pieces are not every byte, then words, each once")
-                return cls(pieces)
-            return cls.from_pythia(stored)
+            if "pieces" not in stored:
+                return cls.from_pythia(stored)
+            pieces = [piece.encode("latin-1") for piece in stored["pieces"]]
+            if pieces[:256] != EVERY_BYTE or len({b"", *pieces}) <= len(pieces):
+                raise ValueError("pieces are not every byte, then words, each once")
+            return cls(pieces)
         except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
             reason = f"{type(error).__name__}: {error}"
             raise ValueError(f"{path} is not byte-level BPE as Pythia's ({reason})") from None
 
     @classmethod
     def from_pythia(cls, stored):
-        check_supported(stored)
-        added = {entry["content"]: entry for entry in stored["added_tokens"]}
-        vocabulary = stored["model"]["vocab"]
-        pieces = {
-            i: bytes(BYTE[c] for c in text) for text, i in vocabulary.items() if text not in added
-        }
-        pieces |= {entry["id"]: text.encode() for text, entry in added.items()}
-        if sorted(pieces) != list(range(len(pieces))):
-            raise ValueError("token ids have holes or occur twice")
-        tokenizer = cls([pieces[i] for i in range(2, len(pieces))], stored)
-        for text, entry in added.items():
-            group = tokenizer.added_normalised if entry["normalized"] else tokenizer.added
-            group[text] = entry["id"]
-        if stored["normalizer"]:
-            tokenizer.normalise = functools.partial(unicodedata.normalize, "NFC")
-        return tokenizer
+        model = dict(stored["model"])
+        vocabulary, merges = model.pop("vocab"), model.pop("merges")
+        added = {token["content"]: token["id"] for token in stored["added_tokens"]}
+        spaces = {text: i for text, i in added.items() if set(text) == {" "}}
+        pieces = {i: bytes(BYTE[c] for c in text) for text, i in vocabulary.items()}
+        pieces |= {i: text.encode() for text, i in spaces.items()}
+        merged = [vocabulary["".join(merge).replace(" ", "")] for merge in merges]
+        for what, right in {
+            "normalizer": stored["normalizer"] == dict(type="NFC"),
+            "pre-tokenizer": dict(use_regex=True) | stored["pre_tokenizer"] == BYTE_LEVEL,
+            "model": {k: v for k, v in model.items() if v} == dict(type="BPE"),
+            "order of merges": merged == sorted(merged),  # tiktoken's is that of the ids
+            "added tokens": bool(spaces) and added == SPECIAL | spaces,
+            "ids": sorted(pieces) == list(range(len(pieces))),
+        }.items():
+            if not right:
+                raise ValueError(f"another {what}")
+        return cls([pieces[i] for i in range(2, len(pieces))], spaces, stored)
 
     def save(self, path):
         Path(path).write_text(json.dumps(self.stored, ensure_ascii=False), encoding="utf-8")
 
     def encode(self, text):
-        """str -> list of ids."""
+        """str -> list of ids. Special tokens in it are ordinary text."""
+        if not self.spaces:
+            return self.bpe.encode_ordinary(text)
+        longest_first = "|".join(sorted(self.spaces, reverse=True))
         ids = []
-        for part in cut_out(text, self.added):
-            for word in cut_out(self.normalise(part), self.added_normalised):
-                special = self.added.get(word, self.added_normalised.get(word))
-                ids += self.bpe.encode_ordinary(word) if special is None else [special]
+        for part in re.split(f"({longest_first})", unicodedata.normalize("NFC", text)):
+            ids += [self.spaces[part]] if part in self.spaces else self.bpe.encode_ordinary(part)
         return ids
-
-    def encode_caption(self, text):
-        """The same, where "<|padding|>" is ordinary text."""
-        ids = self.encode(text)
-        return self.bpe.encode_ordinary(text) if min(ids, default=2) <= SILENCE else ids
 
     def decode(self, ids):
         """list of ids -> str, without END and SILENCE; what is no UTF-8 becomes U+FFFD."""
@@ -125,35 +118,6 @@ class Tokenizer:
             self.pieces[i - 2] if i < self.vocab_size else b"\xff" for i in ids if i > SILENCE
         )
         return b"".join(pieces).decode("utf-8", errors="replace")
-
-
-def cut_out(text, tokens):
-    """Splits text at the given tokens, the longest first, and keeps them."""
-    if not tokens:
-        return [text]
-    longest_first = sorted(tokens, key=len, reverse=True)
-    return re.split("(" + "|".join(map(re.escape, longest_first)) + ")", text)
-
-
-def check_supported(stored):
-    """Raises ValueError where a tokenizer.json asks for more than Pythia's does."""
-    model, split, added = stored["model"], stored["pre_tokenizer"] or {}, stored["added_tokens"]
-    merges = [m.split(" ") if isinstance(m, str) else m for m in model.get("merges", ())]
-    ranks = [model["vocab"]["".join(m)] for m in merges]
-    extras = "dropout unk_token continuing_subword_prefix end_of_word_suffix byte_fallback".split()
-    byte_level = split.get("type") == "ByteLevel" and not split["add_prefix_space"]
-    for what, wrong in {
-        "normalizer": (stored["normalizer"] or {"type": "NFC"})["type"] != "NFC",
-        "pre-tokenizer": not (byte_level and split.get("use_regex", True)),
-        "model": model["type"] != "BPE" or any(model.get(key) for key in extras),
-        "merges not in the order of ids": ranks != sorted(ranks),
-        "no added tokens 0 and 1": not {END, SILENCE} <= {t["id"] for t in added},
-        "flags": any(type(t[key]) is not bool for t in added for key in FLAGS),
-        "an added token without text": any(not t["content"] for t in added),
-        "strip": any(t["lstrip"] or t["rstrip"] or t["single_word"] for t in added),
-    }.items():
-        if wrong:
-            raise ValueError(what)
 
 
 # -----------------------------------------------------------------------------
@@ -173,7 +137,7 @@ def write_stream(captions, steps, tokenizer):
     tok = np.full(steps, SILENCE)
     free = 0
     for caption in sorted(captions):
-        ids = tokenizer.encode_caption(caption.text)
+        ids = tokenizer.encode(caption.text)
         if not ids:
             raise ValueError(f"caption at step {caption.start} has no tokens: {caption.text!r}")
         start = max(caption.start, free)
@@ -294,16 +258,29 @@ def is_span(span, steps):
     return 0 <= span[0] < span[1] <= steps
 
 
+def caption_fault(caption, steps):
+    """What is wrong with a caption of a record, or None."""
+    if not isinstance(caption, dict) or caption.keys() != {"start", "end", "text"}:
+        return f"not just start, end and text: {caption!r:.80}"
+    start, end, text = caption["start"], caption["end"], caption["text"]
+    if not is_span((start, end), steps):
+        return f"{start!r:.40} .. {end!r:.40} is no span in 0 .. {steps}"
+    if not isinstance(text, str) or not text.strip():
+        return f"{text!r:.80} is no text"
+    if re.search(NO_LINE, text) or len(text) > LONGEST:
+        return f"not one line of at most {LONGEST:,} characters"
+
+
 def record_faults(record, steps):
     """What is wrong with an episode's record (or what it is instead of one), a line each."""
     if isinstance(record, str):
         yield record
         return
-    annotated, captions = record.get("annotated"), record.get("captions")
+    name, annotated, captions = (record.get(key) for key in ("id", "annotated", "captions"))
     if steps < 1:
         yield "has no steps"
-    if not isinstance(record.get("id"), str) or re.search(NO_LINE, record["id"]):
-        yield f"id {record.get('id')!r} is no text"
+    if not isinstance(name, str) or re.search(NO_LINE, name):
+        yield f"id {name!r:.80} is no text"
     listed = isinstance(annotated, list) and all(is_span(span, steps) for span in annotated)
     if annotated != "all" and not listed:
         yield f'annotated {annotated!r:.80} is neither "all" nor [[start, end], ..] in 0 .. {steps}'
@@ -311,14 +288,9 @@ def record_faults(record, steps):
         yield f"captions {captions!r:.80} is no list"
         return
     for n, caption in enumerate(captions):
-        if not isinstance(caption, dict) or caption.keys() != {"start", "end", "text"}:
-            yield f"caption {n} has not just start, end and text: {caption!r:.80}"
-        elif not is_span((a := caption["start"], b := caption["end"]), steps):
-            yield f"caption {n}: {a!r:.40} .. {b!r:.40} is no span in 0 .. {steps}"
-        elif not isinstance(caption["text"], str) or not caption["text"].strip():
-            yield f"caption {n}: {caption['text']!r:.80} is no text"
-        elif re.search(NO_LINE, caption["text"]) or len(caption["text"]) > LONGEST:
-            yield f"caption {n}: not one line of at most {LONGEST:,} characters"
+        fault = caption_fault(caption, steps)
+        if fault:
+            yield f"caption {n}: {fault}"
 
 
 class Episodes:
@@ -421,6 +393,10 @@ class Batch(NamedTuple):
     def rows(self, rows):
         return Batch(*(x[rows] for x in self))
 
+    def pin(self):
+        """In memory from which a GPU copies while it computes."""
+        return Batch(*(x.pin_memory() for x in self)) if torch.cuda.is_available() else self
+
 
 class Windows:
     """Windows of T steps. Window n of step s is a pure function of (seed, s, n).
@@ -429,13 +405,13 @@ class Windows:
     annotate() is only primed with it.
     """
 
-    def __init__(self, episodes, annotated, tokenizer, T, fraction, seed, reader=None):
-        """annotated: episodes whose captions are read; fraction: share of windows from them.
-        reader: reads the rest."""
+    def __init__(self, episodes, annotated, tokenizer, T, seed, reader=None):
+        """annotated: episodes whose captions are read; reader: reads the rest. Without a reader
+        the rest is left out, unless it is all there is."""
         self.episodes, self.tokenizer, self.T, self.seed = episodes, tokenizer, T, seed
-        self.annotated, self.reader, self.streams = list(annotated), reader, {}
-        self.others = sorted(set(range(len(episodes))) - set(annotated))
-        self.fraction = fraction if self.annotated and self.others else float(bool(annotated))
+        self.annotated, self.reader, self.streams = annotated, reader, {}
+        self.all = reader is not None or not annotated
+        self.pool = range(len(episodes)) if self.all else annotated
 
     def stream(self, i):
         """The text of episode i (N,), annotators' or reader's, and which steps are known."""
@@ -452,10 +428,7 @@ class Windows:
 
     def window(self, step, n):
         rng = np.random.default_rng([self.seed, step, n])
-        # a fixed share of every batch
-        from_annotated = int((n + 1) * self.fraction) > int(n * self.fraction)
-        pool = self.annotated if from_annotated else self.others
-        i = pool[rng.integers(len(pool))]
+        i = self.pool[rng.integers(len(self.pool))]
         start = int(rng.integers(max(self.episodes.steps(i) - self.T, 0) + 1))
         noise = torch.from_numpy(rng.random(self.T, dtype=np.float32))
         obs = self.episodes.obs(i, start, start + self.T)
@@ -464,14 +437,14 @@ class Windows:
         tok, known = tok[start : start + self.T], known[start : start + self.T]
         beyond = 0, self.T - len(obs)
         obs, tok = F.pad(obs, (0, 0, *beyond)), F.pad(tok, beyond, value=SILENCE)
-        known, unknown = F.pad(known, beyond), F.pad(~known, beyond)
+        known, unknown = F.pad(known, beyond), F.pad(~known & self.all, beyond)
         taught = torch.arange(self.T) >= (self.T // 2 if start else 0)
         return Batch(obs, tok, known & taught, unknown & taught, prev_token, noise)
 
     def batch(self, step, windows):
         """The given windows of a step, e.g. range(batch_size)."""
         rows = [self.window(step, n) for n in windows]
-        return Batch(*(torch.stack(x) for x in zip(*rows, strict=True)))
+        return Batch(*(torch.stack(x) for x in zip(*rows, strict=True))).pin()
 
     def batches(self, steps, windows):
         """The batches of a range of steps; the next one is read while the present one is in use."""

@@ -1,7 +1,7 @@
 """
 The encoder: reads a stream of observations and writes a stream of text, one token per step.
 
-    x_t      = embed(tok_{t-1}) + projector(obs_t)
+    x_t      = embed(tok_{t-1}) + projector(obs_t and some before)
     hidden_t = GPT-NeoX(x)_t
     logits_t = embed_out(hidden_t)                           about tok_t
 
@@ -9,8 +9,8 @@ The encoder: reads a stream of observations and writes a stream of text, one tok
     tok, prob = encoder.annotate(obs)                        # (B, N, D) -> (B, N), (B, N)
     for tok, prob in encoder.stream(observations): ...       # (B, D) -> (B,), (B,), as they come
 
-A reader is much smaller, and needs much less: it only says which caption starts. In training it
-reads the episodes that nobody annotated.
+A reader is a projector that only says which caption starts. It needs much less than an encoder: it
+is fitted first, reads the episodes that nobody annotated, and the encoder goes on from its weights.
 """
 
 import math
@@ -29,15 +29,17 @@ CLIP = 1.0  # standard deviations; beyond it a rare feature drowns the rest
 
 
 class Projector(nn.Module):
-    """Observations -> embeddings: standardise and weigh the features, then two layers."""
+    """Observations -> embeddings: weigh the features, look back a few steps, then two layers."""
 
-    def __init__(self, obs_dim, d):
+    def __init__(self, obs_dim, d, past, width=256):
+        """past: how many steps before the present it sees."""
         super().__init__()
+        self.past = past
         self.register_buffer("mean", torch.zeros(obs_dim))
         self.register_buffer("scale", torch.ones(obs_dim))
         self.register_buffer("feature_weight", torch.ones(obs_dim))
-        self.dense_1 = nn.Linear(obs_dim, d)
-        self.dense_2 = nn.Linear(d, d)
+        self.dense_1 = nn.Linear(3 * obs_dim, width)
+        self.dense_2 = nn.Linear(width, d)
 
     def standardise(self, episodes, feature_power, sample=100):
         """Mean, scale and weight of each feature, from some episodes. No caption is read.
@@ -68,41 +70,59 @@ class Projector(nn.Module):
         x = (obs.to(self.mean.dtype) - self.mean) * self.scale
         return x.clamp(-CLIP, CLIP) * self.feature_weight
 
-    def forward(self, obs):  # (.., D) -> (.., d)
-        return self.dense_2(F.gelu(self.dense_1(self.weigh(obs))))
+    def look(self, obs):
+        """obs (B, N, D) -> each step, and the mean and the maximum of the `past` steps before it,
+        (B, N, 3 D)."""
+        x = self.weigh(obs)
+        # before the first step the world stood still
+        before = torch.cat((x[:, :1].expand(-1, self.past, -1), x[:, :-1]), 1)
+        before = before.unfold(1, self.past, 1)  # (B, N, D, past)
+        return torch.cat((x, before.mean(-1), before.amax(-1)), -1)
+
+    def hidden(self, seen):  # (.., 3 D) -> (.., width)
+        return F.gelu(self.dense_1(seen))
+
+    def forward(self, obs):  # (B, N, D) -> (B, N, d)
+        return self.dense_2(self.hidden(self.look(obs)))
 
 
 class Reader(nn.Module):
-    """Which caption starts at a step, or none: one hidden layer on the step and those before it.
+    """Which caption starts at a step, or none: a projector's hidden layer and an output of its own.
 
     An encoder learns to see and to spell at once, and overfits when few episodes are annotated.
     """
 
-    def __init__(self, projector, texts, past, width=256):
-        """texts: the captions there are; past: how many steps before the present it sees."""
+    def __init__(self, projector, texts):
+        """texts: the captions there are."""
         super().__init__()
-        self.weigh, self.texts, self.past = projector.weigh, texts, past
-        self.features = (projector.feature_weight > 0.02).nonzero()[:, 0]  # those that count, (F,)
-        self.hidden = nn.Linear(3 * len(self.features), width)
-        self.out = nn.Linear(width, len(texts) + 1)
-
-    def look(self, obs):
-        """What it sees at each step of an episode: obs (N, D) -> the step, and the mean and the
-        maximum of the `past` steps before it, (N, 3 F)."""
-        x = self.weigh(obs)[:, self.features]
-        # before the first step the world stood still
-        before = torch.cat((x[:1].expand(self.past, -1), x[:-1])).T  # (F, past + N - 1)
-        mean, most = F.avg_pool1d(before, self.past, 1), F.max_pool1d(before, self.past, 1)
-        return torch.cat((x, mean.T, most.T), -1)
+        self.projector, self.texts = projector, texts
+        self.out = nn.Linear(projector.dense_1.out_features, len(texts) + 1)
 
     def forward(self, seen):
-        """seen (.., 3 F) -> logits (.., len(texts) + 1), the last that nothing starts."""
-        return self.out(F.gelu(self.hidden(seen)))
+        """seen (.., 3 D) -> logits (.., len(texts) + 1), the last that nothing starts."""
+        return self.out(self.projector.hidden(seen))
+
+    def fit(self, episodes, annotated, updates=1000):
+        """Trains on the annotated steps: a minute, and the same on every process."""
+        look = self.projector.look
+        seen = torch.cat([look(episodes.obs(i)[None])[0] for i in annotated])  # (n, 3 D)
+        label = torch.cat([episodes.starts(i, self.texts) for i in annotated])
+        steps = (label >= 0).nonzero()[:, 0]
+        optimizer = torch.optim.AdamW(self.parameters(), 3e-3, weight_decay=0.3)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, updates, 3e-4)
+        for _ in range(updates):
+            some = steps[torch.randint(len(steps), (256,))]
+            loss = F.cross_entropy(self(seen[some]), label[some], label_smoothing=0.02)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+        return self
 
     @torch.no_grad()
     def captions(self, obs):
         """The captions of an episode obs (N, D), from where each is likeliest to start."""
-        logits = self(self.look(obs))
+        logits = self(self.projector.look(obs[None])[0])
         logits[:, -1] += math.log(0.6)  # or it says too little
         starts = enumerate(logits.argmax(-1).tolist())
         return [Caption(t, t + 1, self.texts[c]) for t, c in starts if c < len(self.texts)]
@@ -113,7 +133,7 @@ class Encoder(nn.Module):
         """lm: a GPTNeoX; obs_dim: D; T: steps of a window. pretrained: start as the plain lm."""
         super().__init__()
         self.lm, self.T = lm, T
-        self.projector = Projector(obs_dim, lm.config.hidden_size)
+        self.projector = Projector(obs_dim, lm.config.hidden_size, T // 2)
         if pretrained:
             nn.init.zeros_(self.projector.dense_2.weight)
             nn.init.zeros_(self.projector.dense_2.bias)
@@ -123,13 +143,12 @@ class Encoder(nn.Module):
         return self.lm.stack(self.lm.embed(input_tok) + self.projector(obs))
 
     @torch.no_grad()
-    def annotate(self, obs, tok=None, known=None, prev_token=None, noise=None):
+    def annotate(self, obs, prev_token=None, noise=None):
         """Writes the stream of obs (B, N, D), numbers as in the data set, N steps of any number.
 
-        tok (B, N) is kept where known (B, N) is True. prev_token (B,) comes before the first step,
-        default END. noise (B, N) in [0, 1) draws each token from the encoder's distribution;
-        without it the likeliest is written. Beyond T steps it writes in windows that start every
-        T/2, each primed with the text of its first half.
+        prev_token (B,) comes before the first step, default END. noise (B, N) in [0, 1) draws each
+        token from the encoder's distribution; without it the likeliest is written. Beyond T steps
+        it writes in windows that start every T/2, each primed with the text of its first half.
         Returns tok (B, N) int64 and the probability of each of its tokens (B, N) float32.
         Raises ValueError for a wrong shape, and for NaN or Inf.
         """
@@ -140,19 +159,18 @@ class Encoder(nn.Module):
         if not obs.isfinite().all():
             raise ValueError("obs has NaN or Inf")
         B, N, _ = obs.shape
-        tok = obs.new_zeros(B, N, dtype=torch.int64) if tok is None else tok.clone()
-        known = torch.zeros_like(tok, dtype=torch.bool) if known is None else known
+        tok = obs.new_zeros(B, N, dtype=torch.int64)
         prob = obs.new_zeros(B, N, dtype=torch.float32)
         prev_token = tok.new_full((B,), END) if prev_token is None else prev_token
         half = self.T // 2
         for start in range(0, max(N - half, 1), half):
             window = slice(start, start + self.T)
-            parts = [None if x is None else x[:, window] for x in (obs, tok, known, prob, noise)]
+            parts = [None if x is None else x[:, window] for x in (obs, tok, prob, noise)]
             before = tok[:, start - 1] if start else prev_token
             self.write_window(*parts, before, done=half if start else 0)
         return tok, prob
 
-    def write_window(self, obs, tok, known, prob, noise, before, done):
+    def write_window(self, obs, tok, prob, noise, before, done):
         """Fills tok and prob of one window in place, from step `done` on. before (B,)."""
         seen = self.projector(obs)  # (B, n, d)
         cache = self.lm.new_cache(*obs.shape[:2])
@@ -163,8 +181,7 @@ class Encoder(nn.Module):
         for t in range(done, obs.shape[1]):
             x = self.lm.embed(before)[:, None] + seen[:, t : t + 1]
             p = self.next_token(x, cache)  # (B, V)
-            chosen = p.argmax(-1) if noise is None else draw(p, noise[:, t])
-            before = torch.where(known[:, t], tok[:, t], chosen)
+            before = p.argmax(-1) if noise is None else draw(p, noise[:, t])
             tok[:, t] = before
             prob[:, t] = p.gather(1, before[:, None])[:, 0]
 
@@ -179,15 +196,19 @@ class Encoder(nn.Module):
         Every T/2 steps a cache starts; of the last two the older one writes, the younger is
         primed: constant cost and memory, the same text.
         """
-        before, caches = None, []
+        half, before, caches, recent = self.T // 2, None, [], []
         for t, obs in enumerate(observations):
             if before is None:
                 before = torch.full((len(obs),), END, device=obs.device)
-            if t % (self.T // 2) == 0:
-                caches = caches[-1:] + [self.lm.new_cache(len(obs), 2 * (self.T // 2))]
-            x = self.lm.embed(before)[:, None] + self.projector(obs[:, None])  # (B, 1, d)
-            p, *_ = [self.next_token(x, cache) for cache in caches]
-            prob, before = p.max(-1)
+            if t % half == 0:
+                caches = caches[-1:] + [(t, self.lm.new_cache(len(obs), 2 * half))]
+            recent = recent[-half:] + [obs]
+            embedded, p = self.lm.embed(before)[:, None], []
+            for start, cache in caches:  # a window sees nothing before its start
+                window = torch.stack(recent[-(t - start + 1) :], 1)
+                x = embedded + self.projector(window)[:, -1:]  # (B, 1, d)
+                p.append(self.next_token(x, cache))
+            prob, before = p[0].max(-1)
             yield before, prob
 
     def save_pretrained(self, folder):

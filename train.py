@@ -9,7 +9,7 @@ the next K tokens of that text from the encoder's hidden state, at every step at
 Where each step of the idea is:
     1. a dataset provides observation sequences                     data.Windows
     2. the encoder annotates with language tokens                   encoder.Encoder.annotate;
-       what nobody annotated is read for it                         encoder.Reader, fit_reader
+       what nobody annotated is read for it                         encoder.Reader
     3. the predictor decodes K tokens forward at each index,        Predictor
        teacher-forced, conditioned on the encoder's final hidden state
     4. the encoder is trained to optimise the predictor             Grounding.forward
@@ -20,6 +20,7 @@ import functools
 import json
 import math
 import os
+import time
 from pathlib import Path
 
 import torch
@@ -41,12 +42,11 @@ from runtime.distributed import all_reduce, print0
 # data
 data = "data/crafter"  # folder of a data set
 out_dir = "out/crafter"  # checkpoints and log.jsonl
-n_annotated = 64  # training episodes that keep their captions
-annotated_fraction = 0.5  # share of the windows that come from them
+n_annotated = 64  # training episodes that keep their captions; more than there are: all
 T = 16  # steps per window
 batch_size = 64  # windows per step, over all processes
 micro_batch = 64  # windows per forward pass of one process
-feature_power = 10.0  # weight of a feature: (1 - lag-1 autocorrelation) ** feature_power
+feature_power = 4.0  # weight of a feature: (1 - lag-1 autocorrelation) ** feature_power
 # model
 init_from = "scratch"  # 'scratch' | 'EleutherAI/pythia-160m' | a directory
 n_layer = 3
@@ -58,7 +58,7 @@ stride = 1  # predict from every stride-th step
 flash = True  # False: attention by the (T+SK)^2 mask, the definition
 predict_weight = 0.5  # of loss_predict; 0: no predictor
 detach = False  # True: no gradient from predictor to encoder (control)
-pseudo_weight = 1.0  # of loss_pseudo, on the captions that a reader found in the other episodes
+pseudo_labels = True  # train on what a reader finds in the other episodes as well
 # optimizer
 max_iters = 400
 warmup_iters = 50
@@ -97,7 +97,6 @@ def ahead_attention(q, k, v, T, K, stride, rows=256):
     """The fast path: attention under ahead_mask in linear memory. q, k, v (B, H, T+SK, hs)."""
     B, H, N, _ = q.shape
     S, n = (N - T) // K, max(rows // K, 1)
-    q, k = q.to(v.dtype), k.to(v.dtype)  # under autocast the rotation leaves them in float32
     if q.is_cuda:
         return compiled_flex()(q, k, v, block_mask=flex_mask(T, K, stride, N, q.device))
     main = F.scaled_dot_product_attention(*(x[:, :, :T] for x in (q, k, v)), is_causal=True)
@@ -216,7 +215,7 @@ class Grounding(nn.Module):
         input_tok = torch.cat((batch.prev_token[:, None], tok[:, :-1]), 1)
         hidden = self.encoder(batch.obs, input_tok)  # (B, T, d)
         words = self.encoder.lm.embed_out.weight
-        weight = known / counts[0] + pseudo_weight * pseudo / counts[2]
+        weight = (known | pseudo) / (counts[0] + counts[2])
         loss, each = linear_cross_entropy(hidden, words, tok, weight)
         ground, own = (each * known).sum() / counts[0], (each * pseudo).sum() / counts[2]
         if predict_weight == 0:
@@ -229,26 +228,6 @@ class Grounding(nn.Module):
         words = self.predictor.lm.embed_out.weight
         predict, _ = linear_cross_entropy(out, words, block[..., 1:], ahead / counts[1])
         return loss + predict_weight * predict, torch.stack((ground, predict.detach(), own))
-
-
-# -----------------------------------------------------------------------------
-# the text of unannotated steps
-
-
-def fit_reader(reader, episodes, annotated, updates=300):
-    """Trains the reader on all annotated steps: seconds, and the same on every process."""
-    seen = torch.cat([reader.look(episodes.obs(i)) for i in annotated])  # (n, 3 F)
-    label = torch.cat([episodes.starts(i, reader.texts) for i in annotated])
-    steps = (label >= 0).nonzero()[:, 0]
-    optimizer = torch.optim.AdamW(reader.parameters(), 3e-3, weight_decay=0.3)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, updates, 3e-4)
-    for _ in range(updates):
-        some = steps[torch.randint(len(steps), (256,))]
-        loss = F.cross_entropy(reader(seen[some]), label[some], label_smoothing=0.02)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
 
 
 # -----------------------------------------------------------------------------
@@ -268,11 +247,14 @@ def open_data():
     if annotated and not any(train.known_captions(i) for i in annotated):
         raise ValueError(f"{data}: no caption in the annotated episodes; try --n_annotated=0")
     print0(f"{len(annotated)} of {len(train)} training episodes annotated")
+    every = len(annotated) == len(train) and all(train.known(i).all() for i in annotated)
+    if every and pseudo_labels:
+        print0("pseudo_labels acts on nothing: all is annotated; try a smaller --n_annotated")
     return train, val, annotated
 
 
 def build(episodes, annotated):
-    """Tokenizer, encoder with predictor, and a reader if anything is annotated, on the CPU."""
+    """Tokenizer, encoder with predictor, and the reader, if there is to be one, on the CPU."""
     texts = {c.text for i in annotated for c in episodes.known_captions(i)}
     if init_from == "scratch":
         tokenizer = Tokenizer.from_captions(texts)
@@ -290,9 +272,8 @@ def build(episodes, annotated):
     print0(f"{D} features, as if {encoder.projector.effective():.1f} weighed alike")
     predictor = Predictor(predictor_lm, width, K, stride, flash)
     predictor.requires_grad_(predict_weight > 0)
-    # a copy: the reader stays on the CPU
-    reader = Reader(copy.deepcopy(encoder.projector), sorted(texts), T // 2) if texts else None
-    return tokenizer, Grounding(encoder, predictor), reader
+    reader = Reader(copy.deepcopy(encoder.projector), sorted(texts))
+    return tokenizer, Grounding(encoder, predictor), reader if texts and pseudo_labels else None
 
 
 def configure_optimizer(model):
@@ -319,9 +300,8 @@ def lr_multiplier(step):
 def check_settings():
     """Raises ValueError where a setting cannot be meant."""
     check_range(globals(), 1, "batch_size micro_batch n_layer n_head n_embd K stride eval_interval")
-    check_range(globals(), 0, "n_annotated feature_power predict_weight pseudo_weight")
+    check_range(globals(), 0, "n_annotated feature_power predict_weight")
     check_range(globals(), 0, "max_iters warmup_iters learning_rate projector_lr weight_decay")
-    check_range(globals(), 0, "annotated_fraction", most=1)
     check_range(globals(), 2, "T")
 
 
@@ -356,10 +336,11 @@ def main():
     train, val, annotated = open_data()
     tokenizer, model, reader = build(train, annotated)
     if reader:
-        fit_reader(reader, train, annotated)
+        reader.fit(train, annotated)  # and the encoder goes on from what it learned to see
+        model.encoder.projector.load_state_dict(reader.projector.state_dict())
     model.to(where)
     optimizer = configure_optimizer(model)
-    windows = Windows(train, annotated, tokenizer, T, annotated_fraction, seed, reader)
+    windows = Windows(train, annotated, tokenizer, T, seed, reader)
     mine = distributed.share(batch_size)
 
     # a run that was saved goes on where it stopped
@@ -375,14 +356,14 @@ def main():
     distributed.settle(lambda: ddp(*some)[0])
     caught, bad = distributed.catch_signals(), 0
 
-    steps = range(state["step"], max_iters)
+    steps, began = range(state["step"], max_iters), time.monotonic()
     batches = tqdm(windows.batches(steps, mine), "training", len(steps), disable=None)
     for step, batch in zip(steps, batches, strict=True):
         # observations, and the text that goes with them: the annotators', the reader's, or if
         # nobody annotated anything, the encoder's own
         batch = batch.to(where)
         tok, targets = batch.tok, model.targets(batch, reader is not None)
-        if reader is None:
+        if not annotated:
             with autocast:
                 given = dict(prev_token=batch.prev_token, noise=batch.noise)
                 tok, _ = model.encoder.annotate(batch.obs, **given)
@@ -417,7 +398,9 @@ def main():
             line = dict(step=step + 1, **evaluate(model.encoder, val, tokenizer), norm=norm)
             line |= dict(zip(("loss_ground", "loss_predict", "loss_pseudo"), losses, strict=True))
             log(line)
-            if line["f1"] > state["best_f1"]:
+            pace = (time.monotonic() - began) / (step + 1 - steps.start)  # seconds a step
+            print0(f"about {pace * (max_iters - step - 1) / 60:.0f} minutes left")
+            if line["f1"] >= state["best_f1"]:
                 state |= dict(best_f1=line["f1"], best_step=step + 1)
         if (due or stopping) and not bad and distributed.RANK == 0:
             checkpoint.save(out_dir, parts, tokenizer, optimizer, config, state)

@@ -28,10 +28,9 @@ from data import (
     score,
     write_stream,
 )
-from encoder import Encoder, Reader
+from encoder import Projector, Reader
 from runtime.distributed import pick_device
 from sample import data_of, load
-from train import fit_reader
 
 T_95 = [12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26]  # Student's t, 1 .. 9 degrees
 
@@ -71,12 +70,13 @@ def most_frequent(episodes, train, annotated):
     return [[Caption(t, t + 1, text) for t in range(every // 2, n, every)] for n in lengths]
 
 
-def reader_alone(episodes, train, annotated, projector, past, tokenizer):
+def reader_alone(episodes, train, annotated, past, feature_power, tokenizer):
     """What the encoder is taught on unannotated episodes, through a stream."""
     torch.manual_seed(0)
     texts = sorted({c.text for i in annotated for c in train.known_captions(i)})
-    reader = Reader(projector, texts, past)
-    fit_reader(reader, train, annotated)
+    projector = Projector(train.meta["obs_dim"], 1, past)
+    projector.standardise(train, feature_power)
+    reader = Reader(projector, texts).fit(train, annotated)
     written = [reader.captions(episodes.obs(i)) for i in range(len(episodes))]
     return [through_stream(c, episodes.steps(i), tokenizer) for i, c in enumerate(written)]
 
@@ -126,8 +126,7 @@ def report(out_dir, split="test", device="auto"):
         "observations zeroed": written_captions(encoder, episodes, tokenizer, "zeroed"),
     }
     if annotated:
-        projector = Encoder.from_pretrained(config["folder"] / "encoder").projector  # on the CPU
-        args = episodes, train, annotated, projector, encoder.T // 2, tokenizer
+        args = episodes, train, annotated, encoder.T // 2, config["feature_power"], tokenizer
         written["reader alone"] = reader_alone(*args)
         written["most frequent caption"] = most_frequent(episodes, train, annotated)
     written["perfect writer"] = perfect_writer(episodes, tokenizer)

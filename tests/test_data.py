@@ -173,8 +173,8 @@ def windows(toy, tokenizer):
     episodes = Episodes(toy, "train")
     annotated = choose_annotated(episodes, 4, 0)
 
-    def make(T=16, fraction=0.5, seed=0, reader=None):
-        return Windows(episodes, annotated, tokenizer, T, fraction, seed, reader)
+    def make(T=16, seed=0, reader=None):
+        return Windows(episodes, annotated, tokenizer, T, seed, reader)
 
     return make
 
@@ -186,16 +186,26 @@ def test_a_window_depends_on_seed_step_and_number_alone(windows):
     assert not torch.equal(eight.obs, windows(seed=1).batch(7, range(8)).obs)
 
 
-def test_a_fixed_share_of_windows_is_annotated_and_the_rest_shows_no_caption(windows):
-    for step in range(10):
-        batch = windows().batch(step, range(8))
-        assert batch.known[:, 8:].all(1).sum() == 4
-        assert not (batch.known & batch.unknown).any()
-        assert (batch.tok[~batch.known.any(1)] == SILENCE).all()
+def test_where_nobody_reads_the_rest_windows_are_of_annotated_steps_alone(windows):
+    loader = windows()
+    loader.episodes.records[loader.annotated[0]]["annotated"] = [[0, 20]]
+    batch = loader.batch(0, range(50))
+    assert not batch.unknown.any()
+    assert batch.known.any(1).sum() > 25 and not batch.known[:, 8:].all()
+    firsts = {tuple(obs) for i in loader.annotated for obs in loader.episodes.obs(i).tolist()}
+    assert all(tuple(obs) in firsts for obs in batch.obs[:, 0].tolist())
+
+
+def test_where_nothing_is_annotated_windows_are_of_all_and_show_no_caption(windows):
+    loader = windows()
+    loader = Windows(loader.episodes, [], loader.tokenizer, 16, 0)
+    batch = loader.batch(0, range(50))
+    assert batch.unknown[:, 8:].all() and not batch.known.any()
+    assert (batch.tok == SILENCE).all()
 
 
 def test_a_window_begins_with_the_true_token_before_it(windows):
-    loader = windows(fraction=1.0)
+    loader = windows()
     streams = [[END, *loader.stream(i)[0]] for i in loader.annotated]
     pieces = [stream[a : a + 17] for stream in streams for a in range(40 - 15)]
     for step in range(20):
@@ -205,7 +215,7 @@ def test_a_window_begins_with_the_true_token_before_it(windows):
 
 def test_an_episode_shorter_than_the_window_is_padded(windows):
     batch = windows(T=64).batch(0, range(4))
-    assert (batch.known ^ batch.unknown)[:, :40].all()
+    assert batch.known[:, :40].all()
     assert not (batch.known | batch.unknown)[:, 40:].any()
     assert not batch.obs[:, 40:].any()
 
@@ -218,7 +228,7 @@ def test_a_reader_fills_what_nobody_annotated(windows, tokenizer):
 
     loader = windows(reader=OneCaption())
     read = write_stream([Caption(2, 3, "walk")], 40, tokenizer)
-    i, j = loader.annotated[0], loader.others[0]
+    i, j = loader.annotated[0], min(set(loader.pool) - set(loader.annotated))
     loader.episodes.records[i]["annotated"] = [[20, 40]]
     true, _ = loader.episodes.stream(i, tokenizer)
     for episode, text, known in (i, [*read[:20], *true[20:]], 20), (j, read, 0):
@@ -229,7 +239,7 @@ def test_a_reader_fills_what_nobody_annotated(windows, tokenizer):
 
 
 def test_half_a_window_without_its_past_is_no_target(windows):
-    loader = windows(fraction=1.0)
+    loader = windows()
     starts = {tuple(loader.episodes.obs(i)[0].tolist()) for i in loader.annotated}
     batch = loader.batch(0, range(200))
     at_start = torch.tensor([tuple(obs.tolist()) in starts for obs in batch.obs[:, 0]])

@@ -39,14 +39,6 @@ def test_observations_may_be_arrays_and_wrong_ones_are_named(encoder):
         encoder.annotate(obs)
 
 
-def test_known_tokens_are_kept_and_heard(encoder):
-    obs, given, known = random_obs(3, 8), torch.randint(31, (3, 8)), torch.rand(3, 8) < 0.4
-    tok, _ = encoder.annotate(obs, given, known)
-    free, _ = encoder.annotate(obs)
-    assert torch.equal(tok[known], given[known])
-    assert not torch.equal(tok[~known], free[~known])
-
-
 def test_noise_draws_from_the_distribution(encoder):
     obs = random_obs(1, 1)
     p = probabilities(encoder, obs, torch.tensor([[END]]))[0, 0]
@@ -136,7 +128,7 @@ def test_brief_features_weigh_more_and_those_that_never_move_nothing():
     for _ in range(30):
         slow = np.repeat(rng.normal(size=25), 8)  # stays for 8 steps
         episodes.append(np.stack((slow, rng.normal(size=200) * 50, np.full(200, 3.0)), 1))
-    projector = Projector(3, 4)
+    projector = Projector(3, 4, past=2)
     projector.standardise(Given(torch.tensor(x).float() for x in episodes), feature_power=2.0)
     correlations = [[np.corrcoef(x[1:, f], x[:-1, f])[0, 1] for f in (0, 1)] for x in episodes]
     expected = (1 - np.mean(correlations, 0)) ** 2

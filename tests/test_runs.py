@@ -1,17 +1,17 @@
 """Runs that are interrupted, resumed, out of disk space, or broken."""
 
 import json
-import os
 import re
-import resource
 import shutil
 import subprocess
 import sys
 
+import interrupted as interruption
 import pytest
 import torch
 from conftest import ROOT, TEXTS, toy
 from safetensors.torch import load_file
+from test_data_faults import obs
 
 import train
 from data import Episodes, Tokenizer, Windows
@@ -42,25 +42,10 @@ def run(data, out, *more):
 
 
 def interrupted(what, at, data, out, *more, limit=None):
-    """Trains in another process, in which something happens at a step.
-
-    limit: bytes that no file may exceed, as on a full disk.
-    """
-    command = [sys.executable, "tests/interrupted.py", what, str(at)]
-    command += [*SMALL, f"--data={data}", f"--out_dir={out}", *more]
-
-    def full_disk():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    return subprocess.run(
-        command,
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        preexec_fn=limit and full_disk,
-    )
+    """Trains in another process, in which something happens at a step: (exit status, output)."""
+    arguments = [*SMALL, f"--data={data}", f"--out_dir={out}", *more]
+    (ended,) = interruption.start(1, arguments, what, at, limit=limit)
+    return ended
 
 
 def contents(folder):
@@ -97,8 +82,8 @@ def finished(data, tmp_path_factory):
 
 @pytest.mark.parametrize("signal, code", [("TERM", 0), ("INT", 0), ("KILL", -9)])
 def test_a_run_that_was_ended_goes_on_as_if_it_had_not(finished, data, tmp_path, signal, code):
-    done = interrupted(signal, 5, data, tmp_path / "out")
-    assert done.returncode == code, done.stderr
+    ended, said = interrupted(signal, 5, data, tmp_path / "out")
+    assert ended == code, said
     newest = "step-000004" if signal == "KILL" else "step-000006"  # the step ends, then it saves
     assert checkpoint.newest(tmp_path / "out").name == newest
     run(data, tmp_path / "out", "--resume=True")
@@ -108,8 +93,8 @@ def test_a_run_that_was_ended_goes_on_as_if_it_had_not(finished, data, tmp_path,
 
 
 def test_a_second_ctrl_c_ends_the_process_at_once(data, tmp_path):
-    done = interrupted("INTINT", 5, data, tmp_path / "out")
-    assert done.returncode in (-2, 130)
+    code, said = interrupted("INTINT", 5, data, tmp_path / "out")
+    assert code in (-2, 130)
     assert checkpoint.newest(tmp_path / "out").name == "step-000004"
 
 
@@ -157,12 +142,12 @@ input()"""
 
 
 def test_the_newest_checkpoints_and_the_best_stay(data, tmp_path, monkeypatch):
-    scores = iter([0.2, 0.9, 0.5, 0.9, 0.1])
+    scores = iter([0.2, 0.9, 0.9, 0.5, 0.1])  # of equals the later one
     monkeypatch.setattr(train, "evaluate", lambda *_: dict(f1=next(scores)))
     run(data, tmp_path / "out", "--max_iters=5", "--eval_interval=1")
     names = sorted(path.name for path in (tmp_path / "out").glob("*step-*"))
-    assert names == ["step-000002", "step-000004", "step-000005"]
-    assert checkpoint.best(tmp_path / "out").name == "step-000002"
+    assert names == ["step-000003", "step-000004", "step-000005"]
+    assert checkpoint.best(tmp_path / "out").name == "step-000003"
     Encoder.from_pretrained(checkpoint.best(tmp_path / "out") / "encoder")
     (tmp_path / "out/best").write_text("nonsense")
     assert checkpoint.best(tmp_path / "out").name == "step-000005"
@@ -177,7 +162,7 @@ def test_what_does_not_belong_to_a_run_neither_hurts_nor_is_touched(finished, da
     (out / "step-notes.txt").touch()
     (out / LAST / ".DS_Store").touch()
     with open(out / "log.jsonl", "a") as log:
-        log.write('\n{"step": 12, "f')
+        log.write('\n{"step": null}\n' + "[" * 200_000 + '\n{"step": 12, "f')
     run(data, out, "--resume=True", "--max_iters=14", "--eval_interval=1")
     assert not (out / ".step-000099").exists()
     assert (out / "step-000004-mine").exists() and (out / "step-notes.txt").exists()
@@ -188,11 +173,11 @@ def test_what_does_not_belong_to_a_run_neither_hurts_nor_is_touched(finished, da
 def test_a_full_disk_leaves_the_previous_checkpoint(finished, data, tmp_path, limit):
     shutil.copytree(finished, tmp_path / "out")
     more = "--resume=True", "--max_iters=13"
-    done = interrupted("none", -1, data, tmp_path / "out", *more, limit=limit)
-    message = done.stderr.splitlines()[-1]
-    assert done.returncode == 2
+    code, said = interrupted("none", -1, data, tmp_path / "out", *more, limit=limit)
+    message = said.splitlines()[-1]
+    assert code == 2
     assert message.startswith(f"{tmp_path / 'out'}/step-000013 cannot be saved: ")
-    assert f"({tmp_path / 'out' / LAST}) is whole" in message and "Traceback" not in done.stderr
+    assert f"({tmp_path / 'out' / LAST}) is whole" in message and "Traceback" not in said
     assert_same(finished / LAST, tmp_path / "out" / LAST)
     assert not list((tmp_path / "out").glob(".step*"))
 
@@ -241,14 +226,23 @@ def test_steps_gone_bad_are_skipped_and_change_nothing(data, tmp_path, capsys, m
 
 
 def test_a_run_gone_bad_for_good_ends_and_names_its_checkpoint(data, tmp_path):
-    done = interrupted("NAN", 5, data, tmp_path / "out", "--max_iters=20")
-    assert done.returncode == 2 and "Traceback" not in done.stderr
-    assert re.search("step 14: ten steps in a row .*out/step-000004", done.stderr)
+    code, said = interrupted("NAN", 5, data, tmp_path / "out", "--max_iters=20")
+    assert code == 2 and "Traceback" not in said
+    assert re.search("step 14: ten steps in a row .*out/step-000004", said)
 
 
 def test_a_run_whose_last_step_is_bad_says_so(data, tmp_path):
-    done = interrupted("NAN", 10, data, tmp_path / "out")
-    assert done.returncode == 2 and "step 11 was not finite" in done.stderr.splitlines()[-1]
+    code, said = interrupted("NAN", 10, data, tmp_path / "out")
+    assert code == 2 and "step 11 was not finite" in said.splitlines()[-1]
+
+
+@pytest.mark.parametrize("value", [1e25, -3e38])
+def test_one_absurd_observation_spoils_no_step(data, tmp_path, capsys, value):
+    shutil.copytree(data, tmp_path / "toy")
+    obs(value)(tmp_path / "toy")
+    run(tmp_path / "toy", tmp_path / "out")
+    assert "skipped" not in capsys.readouterr().out
+    assert checkpoint.newest(tmp_path / "out").name == LAST
 
 
 def test_training_without_any_caption_is_refused_unless_meant(data, tmp_path):
@@ -262,7 +256,7 @@ def test_training_without_any_caption_is_refused_unless_meant(data, tmp_path):
 
 def test_the_batches_read_ahead_are_those_of_the_steps(data):
     tokenizer = Tokenizer.from_captions(TEXTS)
-    windows = Windows(Episodes(data, "train"), [0, 1], tokenizer, 16, 0.5, 0)
+    windows = Windows(Episodes(data, "train"), [0, 1], tokenizer, 16, 0)
     batches = list(windows.batches(range(3, 7), range(2)))
     for step, batch in zip(range(3, 7), batches, strict=True):
         assert torch.equal(batch.obs, windows.batch(step, range(2)).obs)
