@@ -24,6 +24,7 @@ from data import (
     Caption,
     Episodes,
     choose_annotated,
+    match,
     read_stream,
     score,
     write_stream,
@@ -131,7 +132,10 @@ def report(out_dir, split="test", device="auto"):
         written["most frequent caption"] = most_frequent(episodes, train, annotated)
     written["perfect writer"] = perfect_writer(episodes, tokenizer)
     true = [episodes.captions(i) for i in range(len(episodes))]
-    scores = {arm: score(true, captions) for arm, captions in written.items()}
+    scores = {
+        arm: score(true, captions) | dict(bootstrap=bootstrap(true, captions))
+        for arm, captions in written.items()
+    }
     losses = {}
     if predictor:
         predictor.stride = config["stride"]
@@ -141,10 +145,20 @@ def report(out_dir, split="test", device="auto"):
     return scores, losses
 
 
+def bootstrap(true, written, rounds=1000):
+    """95 % interval of F1: percentiles over draws of as many episodes (Efron 1979)."""
+    pairs = zip(true, written, strict=True)
+    counts = np.array([(len(match(t, w)), len(w) + len(t)) for t, w in pairs])  # (E, 2)
+    drawn = np.random.default_rng(0).integers(len(counts), size=(rounds, len(counts)))
+    hits, said = counts[drawn].sum(1).T
+    return np.quantile(2 * hits / np.maximum(said, 1), (0.025, 0.975)).tolist()
+
+
 def show(scores, losses):
-    print(f"{'held-out test episodes':24}    F1  precision  recall")
+    print(f"{'held-out test episodes':24}    F1  precision  recall  95 % of F1")
     for arm, row in scores.items():
-        print(f"{arm:24} {row['f1']:5.3f}  {row['precision']:9.3f}  {row['recall']:6.3f}")
+        cells = f"{row['f1']:5.3f}  {row['precision']:9.3f}  {row['recall']:6.3f}"
+        print(f"{arm:24} {cells}  " + "{:.2f} .. {:.2f}".format(*row["bootstrap"]))
     columns = [arm for arm in ("encoder", "reader alone", "perfect writer") if arm in scores]
     print(f"\n{'F1 by caption':24} count" + "".join(f"  {arm:>14}" for arm in columns))
     for text, (_, count) in scores["encoder"]["texts"].items():

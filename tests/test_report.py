@@ -1,9 +1,10 @@
 """The baselines and controls of bench/report.py."""
 
+import numpy as np
 import torch
 
 from bench import report
-from data import SILENCE, Episodes, choose_annotated, score
+from data import SILENCE, Caption, Episodes, choose_annotated, score
 from encoder import Encoder
 from model import Config, GPTNeoX
 from train import Predictor
@@ -54,3 +55,15 @@ def test_losses_of_the_predictor_are_those_of_the_parallel_pass(toy, tokenizer):
 def test_the_interval_of_a_mean_is_students():
     # scipy.stats.t.interval(0.95, 2, 2, scipy.stats.sem([1, 2, 3])) is 2 +- 2.484
     assert abs(report.interval([1.0, 2.0, 3.0]) - 2.484) < 0.01
+
+
+def test_the_bootstrap_interval_is_as_wide_as_the_standard_error_says():
+    """One caption an episode, right or not: F1 is a share, its error that of a binomial."""
+    rng = np.random.default_rng(0)
+    right = rng.random(400) < 0.7
+    true = [[Caption(5, 6, "walk")] for _ in right]
+    written = [[Caption(5, 6, "walk" if hit else "turn left")] for hit in right]
+    low, high = report.bootstrap(true, written)
+    share = right.mean()
+    error = (share * (1 - share) / len(right)) ** 0.5
+    assert abs((high - low) / (2 * 1.96 * error) - 1) < 0.1 and low < share < high
