@@ -77,8 +77,8 @@ def configure(namespace, argv=None):
 def check_range(namespace, least, names, most=math.inf):
     """Raises ValueError where one of the named settings lies outside least .. most."""
     for name in names.split():
-        if not least <= namespace[name] <= most:
-            bounds = f"at least {least}" + (f", at most {most}" if most < math.inf else "")
+        if not (least <= namespace[name] <= most and namespace[name] < math.inf):
+            bounds = f"at least {least}" + (f", at most {most}" if most < math.inf else ", finite")
             raise ValueError(f"--{name}={namespace[name]}: {bounds}")
 
 

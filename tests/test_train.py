@@ -47,6 +47,7 @@ def test_a_run_keeps_its_settings_its_log_and_its_last_checkpoints(trained):
         ("--n_annotated=-5", "at least 0"),
         ("--n_embd=34", "34 dimensions are not divisible by 4 heads"),
         ("--eval_interval=0", "at least 1"),
+        ("--learning_rate=1e999", "at least 0, finite"),
         ("--device=gpu", "one of auto"),
         ("--init_from=nowhere/", "no such directory"),
         ("--data=nowhere", "nowhere/meta.json is missing"),
