@@ -202,7 +202,7 @@ class Encoder(nn.Module):
                 before = torch.full((len(obs),), END, device=obs.device)
             if t % half == 0:
                 caches = caches[-1:] + [(t, self.lm.new_cache(len(obs), 2 * half))]
-            recent = recent[-half:] + [obs]
+            recent = recent[-self.projector.past :] + [obs]
             embedded, p = self.lm.embed(before)[:, None], []
             for start, cache in caches:  # a window sees nothing before its start
                 window = torch.stack(recent[-(t - start + 1) :], 1)

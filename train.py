@@ -299,10 +299,11 @@ def lr_multiplier(step):
 
 def check_settings():
     """Raises ValueError where a setting cannot be meant."""
-    check_range(globals(), 1, "batch_size micro_batch n_layer n_head n_embd K stride eval_interval")
+    check_range(globals(), 2, "T")
+    check_range(globals(), 1, "K stride", most=T - 1)  # no target lies beyond the window
+    check_range(globals(), 1, "batch_size micro_batch n_layer n_head n_embd eval_interval")
     check_range(globals(), 0, "n_annotated feature_power predict_weight")
     check_range(globals(), 0, "max_iters warmup_iters learning_rate projector_lr weight_decay")
-    check_range(globals(), 2, "T")
 
 
 # -----------------------------------------------------------------------------
@@ -347,6 +348,8 @@ def main():
     parts = dict(encoder=model.encoder, predictor=model.predictor)
     state = dict(step=0, best_f1=-1.0, best_step=0, identity=train.identity())
     folder = checkpoint.claim(out_dir, resume or distributed.RESTARTED)
+    if resume and not folder:
+        print0(f"{out_dir}: no checkpoint, so from the start")
     if folder:
         state = checkpoint.load(folder, parts, optimizer, config, FIXED, state["identity"])
     log = checkpoint.open_log(out_dir, state["step"], config, wandb)
@@ -409,7 +412,8 @@ def main():
     distributed.leave()
     if bad:
         raise ValueError(f"step {state['step'] - 1} was not finite, so the run's end is not saved")
-    print0(f"stopped after step {state['step']} of {max_iters}")
+    rest = "; --resume goes on" if state["step"] < max_iters else ""
+    print0(f"stopped after step {state['step']} of {max_iters}{rest}")
     print0(f"  python sample.py --out_dir={out_dir}        the captions of an episode")
     print0(f"  python -m bench.report {out_dir}            F1 on the test episodes, and controls")
 

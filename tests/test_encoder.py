@@ -61,9 +61,12 @@ def test_an_episode_longer_than_a_window_is_written_in_windows_primed_with_their
 
 
 @pytest.mark.parametrize("T", [8, 7])
+@pytest.mark.parametrize("past", [1, 4, 9])
 @pytest.mark.parametrize("steps", [1, 5, 8, 9, 21])
-def test_streaming_writes_what_annotate_writes(tiny, T, steps):
-    encoder = Encoder(tiny, 5, T).double()
+def test_streaming_writes_what_annotate_writes(tiny, T, past, steps):
+    encoder = Encoder(tiny, 5, T)
+    encoder.projector = Projector(5, tiny.config.hidden_size, past)
+    encoder.double()
     obs = random_obs(2, steps)
     tok, prob = zip(*encoder.stream(obs.unbind(1)), strict=True)
     expected, expected_prob = encoder.annotate(obs)

@@ -44,6 +44,7 @@ def test_a_run_keeps_its_settings_its_log_and_its_last_checkpoints(trained):
     "setting, message",
     [
         ("--T=1", "--T=1: at least 2"),
+        ("--T=8 --K=8", "--K=8: at least 1, at most 7"),
         ("--n_annotated=-5", "at least 0"),
         ("--n_embd=34", "34 dimensions are not divisible by 4 heads"),
         ("--eval_interval=0", "at least 1"),
@@ -55,7 +56,7 @@ def test_a_run_keeps_its_settings_its_log_and_its_last_checkpoints(trained):
 )
 def test_a_setting_that_cannot_be_meant_is_one_line(trained, tmp_path, setting, message):
     places = f"--data={trained / 'toy'}", f"--out_dir={tmp_path / 'out'}"
-    code, _, err = program("train.py", *places, setting)
+    code, _, err = program("train.py", *places, *setting.split())
     assert code == 2 and message in err and err.count("\n") == 1, err
     assert not (tmp_path / "out").exists()
 
