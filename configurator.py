@@ -10,19 +10,24 @@ import ast
 import contextlib
 import difflib
 import math
-import re
 import sys
 from pathlib import Path
 
-# no CONSTANT, and nothing that is computed
-SETTING = r"""^([a-z]\w*|[A-Z]) = (-?\d\S*|True|False|".*?"|'.*?')(?: +# *(.*))?$"""
-
 
 def settings(script):
-    """{name: (default, comment)} of the literals above the first function or class."""
-    top = re.split(r"^(?:def|class) ", Path(script).read_text(), maxsplit=1, flags=re.M)[0]
-    found = re.findall(SETTING, top, re.M)
-    return {name: (ast.literal_eval(default), comment) for name, default, comment in found}
+    """{name: (default, comment)} of the literals above the first function, but CONSTANTS."""
+    source = Path(script).read_text()
+    lines = source.splitlines()
+    defaults = {}
+    for node in ast.parse(source).body:
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            break
+        if isinstance(node, ast.Assign) and isinstance(node.value, (ast.Constant, ast.UnaryOp)):
+            name = node.targets[0].id
+            comment = lines[node.end_lineno - 1].partition("  # ")[2]
+            if not (name.isupper() and len(name) > 1):  # K and T are settings
+                defaults[name] = ast.literal_eval(node.value), comment
+    return defaults
 
 
 def from_file(path):

@@ -410,8 +410,8 @@ class Windows:
         the rest is left out, unless it is all there is."""
         self.episodes, self.tokenizer, self.T, self.seed = episodes, tokenizer, T, seed
         self.annotated, self.reader, self.streams = annotated, reader, {}
-        self.all = reader is not None or not annotated
-        self.pool = range(len(episodes)) if self.all else annotated
+        self.with_unknown = reader is not None or not annotated
+        self.pool = range(len(episodes)) if self.with_unknown else annotated
 
     def stream(self, i):
         """The text of episode i (N,), annotators' or reader's, and which steps are known."""
@@ -437,7 +437,7 @@ class Windows:
         tok, known = tok[start : start + self.T], known[start : start + self.T]
         beyond = 0, self.T - len(obs)
         obs, tok = F.pad(obs, (0, 0, *beyond)), F.pad(tok, beyond, value=SILENCE)
-        known, unknown = F.pad(known, beyond), F.pad(~known & self.all, beyond)
+        known, unknown = F.pad(known, beyond), F.pad(~known & self.with_unknown, beyond)
         taught = torch.arange(self.T) >= (self.T // 2 if start else 0)
         return Batch(obs, tok, known & taught, unknown & taught, prev_token, noise)
 

@@ -5,7 +5,7 @@ The encoder: reads a stream of observations and writes a stream of text, one tok
     hidden_t = GPT-NeoX(x)_t
     logits_t = embed_out(hidden_t)                           about tok_t
 
-    encoder = Encoder.from_pretrained("out/crafter/step-000600/encoder")
+    encoder = Encoder.from_pretrained("out/crafter/step-000400/encoder")
     tok, prob = encoder.annotate(obs)                        # (B, N, D) -> (B, N), (B, N)
     for tok, prob in encoder.stream(observations): ...       # (B, D) -> (B,), (B,), as they come
 

@@ -50,7 +50,8 @@ class Config:
             if not sane or f.type is str and value not in GELU:
                 raise ValueError(f"{f.name} is {value!r:.80}, like {f.default!r} is wanted")
         self.intermediate_size = self.intermediate_size or 4 * self.hidden_size
-        if self.hidden_size % (heads := self.num_attention_heads):
+        heads = self.num_attention_heads
+        if self.hidden_size % heads:
             raise ValueError(f"{self.hidden_size} dimensions are not divisible by {heads} heads")
 
     @classmethod

@@ -10,7 +10,8 @@ token), and the K tokens that the predictor expects next: "+3 place table" begin
 Times are seconds where the data set says how many steps a second has.
 """
 
-import runpy
+import os
+import subprocess
 import sys
 from json import dumps
 from pathlib import Path
@@ -153,8 +154,11 @@ def as_text(rows, rate):
 def main():
     configure(globals(), arguments())
     check_range(globals(), 0, "min_prob", most=1)
-    if html:  # another program, with the same settings
-        return runpy.run_module("scripts.page", run_name="__main__")
+    if html:  # another program, which imports from this folder and not from the working directory
+        folders = [str(Path(__file__).resolve().parent), os.environ.get("PYTHONPATH", "")]
+        path = dict(PYTHONPATH=os.pathsep.join(filter(None, folders)), PYTHONSAFEPATH="1")
+        command = [sys.executable, "-m", "scripts.page", *sys.argv[1:]]
+        sys.exit(subprocess.run(command, env=os.environ | path).returncode)
     encoder, predictor, tokenizer, config = load(out_dir, pick_device(device))
     episodes = Episodes(data or data_of(config["folder"], config["data"]), split)
     i, rate = number_of(episodes, episode), episodes.meta["steps_per_second"]

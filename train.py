@@ -368,8 +368,7 @@ def main():
         tok, targets = batch.tok, model.targets(batch, reader is not None)
         if not annotated:
             with autocast:
-                given = dict(prev_token=batch.prev_token, noise=batch.noise)
-                tok, _ = model.encoder.annotate(batch.obs, **given)
+                tok, _ = model.encoder.annotate(batch.obs, batch.prev_token, batch.noise)
         counts = [x.sum() for x in targets] + [torch.tensor(len(caught), device=where)]
         counts = all_reduce(torch.stack(counts))
 

@@ -133,6 +133,13 @@ def html(a_run, tmp_path):
     return call
 
 
+def test_html_hands_over_to_the_page_from_any_folder(html, tmp_path, monkeypatch):
+    (tmp_path / "sitecustomize.py").write_text("print('on the path')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    assert html().count("on the path") == 2  # in sample.py and in scripts.page
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="PYTHONSAFEPATH is new in Python 3.11")
 def test_html_hands_over_to_the_page_and_imports_nothing_of_the_folder_it_is_run_in(html, tmp_path):
     (tmp_path / "model.py").write_text("raise SystemExit('not the model')")
     assert "page.html  0." in html()

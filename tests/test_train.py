@@ -7,7 +7,7 @@ from conftest import TEXTS, program, toy
 
 import train
 from data import Episodes, score
-from encoder import Projector, Reader
+from encoder import Encoder, Projector, Reader
 
 SMALL = """--n_embd=32 --n_layer=2 --n_head=2 --T=16 --K=4 --stride=2 --batch_size=4
     --n_annotated=8 --warmup_iters=5 --learning_rate=3e-3""".split()
@@ -78,6 +78,19 @@ def test_the_reader_learns_nothing_from_what_nobody_annotated(toy):
     assert episodes.starts(0, TEXTS).tolist()[10:] == [-1] * 30
     reader = Reader(Projector(6, 8, past=4), TEXTS).fit(episodes, [0], updates=150)
     assert {c.text for c in reader.captions(episodes.obs(0))} <= {episodes.captions(0)[0].text}
+
+
+def test_the_encoder_goes_on_from_what_the_reader_learned_to_see(toy, tmp_path, monkeypatch):
+    def fit(self, *_):
+        self.projector.dense_1.weight.data.fill_(0.5)
+
+    monkeypatch.setattr(Reader, "fit", fit)
+    places = f"--data={toy}", f"--out_dir={tmp_path / 'out'}"
+    still = "--learning_rate=0.0", "--projector_lr=0.0", "--max_iters=1"
+    code, _, err = program("train.py", *places, *SMALL, *still)
+    assert code == 0, err
+    encoder = Encoder.from_pretrained(tmp_path / "out/step-000001/encoder")
+    assert (encoder.projector.dense_1.weight == 0.5).all()
 
 
 def test_learning_rates_warm_up_and_fall_to_a_tenth(monkeypatch):
