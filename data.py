@@ -25,7 +25,9 @@ import torch
 import torch.nn.functional as F
 
 from runtime import shards
-from runtime.checkpoint import read_json, write_json
+from runtime.checkpoint import read_json
+from runtime.pretrained import read_bpe
+from runtime.shards import read_meta
 
 END, SILENCE = 0, 1
 SPECIAL = {"<|endoftext|>": END, "<|padding|>": SILENCE}  # of Pythia, which never used the second
@@ -33,13 +35,8 @@ SPECIAL = {"<|endoftext|>": END, "<|padding|>": SILENCE}  # of Pythia, which nev
 # -----------------------------------------------------------------------------
 # tokenizer
 
-GPT2_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-# the characters by which a byte-level vocabulary names bytes: printable ones stand for themselves
-PRINTABLE = [*range(33, 127), *range(161, 173), *range(174, 256)]
 EVERY_BYTE = [bytes([b]) for b in range(256)]
-OTHERS = sorted(set(range(256)) - set(PRINTABLE))
-BYTE = {chr(b): b for b in PRINTABLE} | {chr(256 + i): b for i, b in enumerate(OTHERS)}
-BYTE_LEVEL = dict(type="ByteLevel", add_prefix_space=False, trim_offsets=True, use_regex=True)
+GPT2_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 
 
 class Tokenizer:
@@ -69,7 +66,8 @@ class Tokenizer:
         stored = read_json(path)
         try:
             if "pieces" not in stored:
-                return cls.from_pythia(stored)
+                pieces, spaces = read_bpe(stored, SPECIAL)
+                return cls(pieces, spaces, stored)
             pieces = [piece.encode("latin-1") for piece in stored["pieces"]]
             if pieces[:256] != EVERY_BYTE or len({b"", *pieces}) <= len(pieces):
                 raise ValueError("pieces are not every byte, then words, each once")
@@ -77,27 +75,6 @@ class Tokenizer:
         except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
             reason = f"{type(error).__name__}: {error}"
             raise ValueError(f"{path} is not byte-level BPE as Pythia's ({reason})") from None
-
-    @classmethod
-    def from_pythia(cls, stored):
-        model = dict(stored["model"])
-        vocabulary, merges = model.pop("vocab"), model.pop("merges")
-        added = {token["content"]: token["id"] for token in stored["added_tokens"]}
-        spaces = {text: i for text, i in added.items() if set(text) == {" "}}
-        pieces = {i: bytes(BYTE[c] for c in text) for text, i in vocabulary.items()}
-        pieces |= {i: text.encode() for text, i in spaces.items()}
-        merged = [vocabulary["".join(merge).replace(" ", "")] for merge in merges]
-        for what, right in {
-            "normalizer": stored["normalizer"] == dict(type="NFC"),
-            "pre-tokenizer": dict(use_regex=True) | stored["pre_tokenizer"] == BYTE_LEVEL,
-            "model": {k: v for k, v in model.items() if v} == dict(type="BPE"),
-            "order of merges": merged == sorted(merged),  # tiktoken's is that of the ids
-            "added tokens": bool(spaces) and added == SPECIAL | spaces,
-            "ids": sorted(pieces) == list(range(len(pieces))),
-        }.items():
-            if not right:
-                raise ValueError(f"another {what}")
-        return cls([pieces[i] for i in range(2, len(pieces))], spaces, stored)
 
     def save(self, path):
         Path(path).write_text(json.dumps(self.stored, ensure_ascii=False), encoding="utf-8")
@@ -228,28 +205,6 @@ def write_shard(folder, split, index, episodes):
             raise ValueError(f"{path}, episode {e.id}: {fault}")
     pictures = {e.id: e.pictures for e in episodes if e.pictures is not None}
     shards.write(path, [torch.as_tensor(e.obs) for e in episodes], records, pictures)
-
-
-def write_meta(folder, **meta):
-    """meta.json, written last: a folder without it is not yet a data set."""
-    write_json(dict(format=shards.FORMAT) | meta, Path(folder) / "meta.json")
-
-
-def read_meta(folder):
-    """Raises ValueError where a folder is no data set of this format."""
-    path = Path(folder) / "meta.json"
-    meta = read_json(path)
-    splits, rate = meta.get("splits"), meta.get("steps_per_second")
-    for key, right in dict(
-        format=meta.get("format") == shards.FORMAT,
-        obs_dim=type(meta.get("obs_dim")) is int,
-        dtype=meta.get("dtype") in list(shards.DTYPES.values()),
-        splits=isinstance(splits, list) and all(isinstance(split, str) for split in splits),
-        steps_per_second=rate is None or (type(rate) in (int, float) and 0 < rate <= 1e6),
-    ).items():
-        if not right:
-            raise ValueError(f"{path}: {key} is {meta.get(key)!r:.80}; make the data set again")
-    return meta
 
 
 def is_span(span, steps):

@@ -30,9 +30,10 @@ from tqdm import tqdm
 
 import configurator
 import train
-from data import Caption, Episode, Episodes, write_meta, write_shard
+from data import Caption, Episode, Episodes, write_shard
 from encoder import Encoder
 from runtime import checkpoint
+from runtime.shards import write_meta
 
 SETTINGS = """train.py --n_embd=32 --n_layer=2 --n_head=2 --T=16 --K=2 --batch_size=4
     --n_annotated=6 --device=cpu

@@ -20,12 +20,13 @@ import configurator
 import sample
 import train
 from bench.faults import make_data
-from data import BYTE, Episode, Episodes, Tokenizer, write_shard
+from data import Episode, Episodes, Tokenizer, write_shard
 from domains.vpt import embed
 from domains.vpt.network import VPT
 from encoder import Encoder
 from model import Config, GPTNeoX
 from runtime import checkpoint
+from runtime.pretrained import BYTE
 from scripts import check, pack, show
 
 SMALL = """--n_embd=16 --n_layer=1 --n_head=2 --T=16 --K=2 --batch_size=4 --n_annotated=6

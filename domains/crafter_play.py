@@ -21,9 +21,9 @@ import numpy as np
 from tqdm import tqdm
 
 from configurator import check_range, configure, run
-from data import Caption, Episode, write_meta, write_shard
+from data import Caption, Episode, write_shard
 from domains.crafter_player import MOVES, Player, World, constants, objects
-from runtime.shards import shard_path
+from runtime.shards import shard_path, write_meta
 
 out = "data/crafter"  # folder to write
 episodes = 600  # of them a twelfth for val, and a twelfth for test

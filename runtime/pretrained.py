@@ -1,5 +1,6 @@
 """
-Published weights on disk: where a checkpoint's folder is, and the tensors of its safetensors.
+Published checkpoints on disk: where the folder is, the tensors of its safetensors, and the pieces
+of its tokenizer.json.
 """
 
 import os
@@ -12,6 +13,11 @@ from safetensors.torch import load_file
 
 from runtime.checkpoint import regular_file
 
+# the characters by which a byte-level vocabulary names bytes: printable ones stand for themselves
+PRINTABLE = [*range(33, 127), *range(161, 173), *range(174, 256)]
+OTHERS = sorted(set(range(256)) - set(PRINTABLE))
+BYTE = {chr(b): b for b in PRINTABLE} | {chr(256 + i): b for i, b in enumerate(OTHERS)}
+BYTE_LEVEL = dict(type="ByteLevel", add_prefix_space=False, trim_offsets=True, use_regex=True)
 BUFFERS = r"attention\.(bias|masked_bias)$|rotary_emb\.inv_freq$"  # of old checkpoints
 
 
@@ -69,3 +75,27 @@ def find_checkpoint(name_or_dir):
             f"pip install huggingface_hub && hf download {name} --revision {revision} "
             f"--include '{files[0]}' --include '{files[1]}'  ({reason})"
         ) from None
+
+
+def read_bpe(stored, special):
+    """The bytes of each token of a byte-level BPE but the special ones, and the tokens that are
+    runs of spaces, {text: id}. stored: a tokenizer.json; special {text: id}. Raises ValueError, or
+    KeyError and the like where keys are missing."""
+    model = dict(stored["model"])
+    vocabulary, merges = model.pop("vocab"), model.pop("merges")
+    added = {token["content"]: token["id"] for token in stored["added_tokens"]}
+    spaces = {text: i for text, i in added.items() if set(text) == {" "}}
+    pieces = {i: bytes(BYTE[c] for c in text) for text, i in vocabulary.items()}
+    pieces |= {i: text.encode() for text, i in spaces.items()}
+    merged = [vocabulary["".join(merge).replace(" ", "")] for merge in merges]
+    for what, right in {
+        "normalizer": stored["normalizer"] == dict(type="NFC"),
+        "pre-tokenizer": dict(use_regex=True) | stored["pre_tokenizer"] == BYTE_LEVEL,
+        "model": {k: v for k, v in model.items() if v} == dict(type="BPE"),
+        "order of merges": merged == sorted(merged),  # tiktoken's is that of the ids
+        "added tokens": bool(spaces) and added == special | spaces,
+        "ids": sorted(pieces) == list(range(len(pieces))),
+    }.items():
+        if not right:
+            raise ValueError(f"another {what}")
+    return [pieces[i] for i in range(len(special), len(pieces))], spaces

@@ -1,6 +1,7 @@
 """
 Rows of numbers on disk, with a JSON record for each run of rows. Whatever is read is checked.
 
+    meta.json                          format, width and dtype of rows, splits; written last
     train-00000.safetensors            rows (N, D); offsets (E+1,) of the runs; crc (N,) of each row
     train-00000.jsonl                  E records, a line each, with crc (none: edited by hand)
     train-00000-pictures.safetensors   optional, larger things by name
@@ -15,13 +16,42 @@ import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 
-from runtime.checkpoint import parse_json, regular_file, replace, save_tensors
+from runtime.checkpoint import (
+    parse_json,
+    read_json,
+    regular_file,
+    replace,
+    save_tensors,
+    write_json,
+)
 
 FORMAT = 1
 SPLITS = "train", "val", "test"
 DTYPES = {"U8": "uint8", "F16": "float16", "BF16": "bfloat16", "F32": "float32"}
 CHUNK = 16384  # rows checked at a time
 ABSURD = 1e6  # times the size that a feature has in half of the rows, and at least this
+
+
+def write_meta(folder, **meta):
+    """meta.json, written last: a folder without it is not yet a data set."""
+    write_json(dict(format=FORMAT) | meta, Path(folder) / "meta.json")
+
+
+def read_meta(folder):
+    """Raises ValueError where a folder is no data set of this format."""
+    path = Path(folder) / "meta.json"
+    meta = read_json(path)
+    splits, rate = meta.get("splits"), meta.get("steps_per_second")
+    for key, right in dict(
+        format=meta.get("format") == FORMAT,
+        obs_dim=type(meta.get("obs_dim")) is int,
+        dtype=meta.get("dtype") in list(DTYPES.values()),
+        splits=isinstance(splits, list) and all(isinstance(split, str) for split in splits),
+        steps_per_second=rate is None or (type(rate) in (int, float) and 0 < rate <= 1e6),
+    ).items():
+        if not right:
+            raise ValueError(f"{path}: {key} is {meta.get(key)!r:.80}; make the data set again")
+    return meta
 
 
 def shard_path(folder, split, index):

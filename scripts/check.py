@@ -12,8 +12,8 @@ from multiprocessing import get_context
 from tqdm import tqdm
 
 from configurator import run
-from data import read_meta, record_faults
-from runtime.shards import read_shard, shard_path, shard_paths
+from data import record_faults
+from runtime.shards import read_meta, read_shard, shard_path, shard_paths
 
 FEW_BYTES = 2e9  # up to here one process is faster: others take seconds to start
 

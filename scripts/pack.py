@@ -38,9 +38,9 @@ from safetensors.torch import load_file
 from tqdm import tqdm
 
 from configurator import check_range, configure, run
-from data import Caption, Episode, record_faults, write_meta, write_shard
+from data import Caption, Episode, record_faults, write_shard
 from runtime.checkpoint import parse_json, read_json, regular_file, write_json
-from runtime.shards import DTYPES, SPLITS, read_shard, shard_path, shard_paths
+from runtime.shards import DTYPES, SPLITS, read_shard, shard_path, shard_paths, write_meta
 
 obs = ""  # the observations' files, e.g. 'episodes/*.npy'
 captions = ""  # .csv or .jsonl, several with commas between; without it nothing is annotated

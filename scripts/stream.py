@@ -17,10 +17,11 @@ import numpy as np
 import torch
 
 from configurator import configure, run
-from data import END, SILENCE, Tokenizer, read_meta
+from data import END, SILENCE, Tokenizer
 from encoder import Encoder
 from runtime import checkpoint
 from runtime.distributed import pick_device
+from runtime.shards import read_meta
 from sample import arguments, data_of, timestamp
 
 out_dir = "out/crafter"  # the run to load

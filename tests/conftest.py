@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from data import Caption, Episode, Episodes, Tokenizer, read_stream, write_meta, write_shard
+from data import Caption, Episode, Episodes, Tokenizer, read_stream, write_shard
 from encoder import Encoder
 from model import Config, GPTNeoX
 from runtime import checkpoint
+from runtime.shards import write_meta
 from train import Predictor
 
 ROOT = Path(__file__).resolve().parent.parent

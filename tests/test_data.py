@@ -18,10 +18,10 @@ from data import (
     match,
     read_stream,
     score,
-    write_meta,
     write_shard,
     write_stream,
 )
+from runtime.shards import write_meta
 
 WORDS = Tokenizer.from_captions(["collect wood", "eat a cow", "place table 2"])
 ANY_TEXT = st.text(st.characters(codec="utf-8"), min_size=1, max_size=12)

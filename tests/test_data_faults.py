@@ -6,8 +6,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from data import Caption, Episode, Episodes, write_meta, write_shard
+from data import Caption, Episode, Episodes, write_shard
 from runtime import shards
+from runtime.shards import write_meta
 from scripts.check import check
 
 

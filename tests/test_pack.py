@@ -9,8 +9,9 @@ import torch
 from conftest import program, toy_episode
 from safetensors.torch import save_file
 
-from data import Caption, Episode, Episodes, Tokenizer, write_meta, write_shard
+from data import Caption, Episode, Episodes, Tokenizer, write_shard
 from runtime import shards
+from runtime.shards import write_meta
 from scripts import check, pack, show
 
 

@@ -7,8 +7,9 @@ import pytest
 import torch
 from browser import CHROMIUM, showing, started, wait, where
 
-from data import END, SILENCE, Caption, Episode, Episodes, write_meta, write_shard
+from data import END, SILENCE, Caption, Episode, Episodes, write_shard
 from encoder import Projector
+from runtime.shards import write_meta
 from scripts import page
 
 pytestmark = pytest.mark.skipif(

@@ -9,9 +9,10 @@ import torch
 from conftest import ROOT, program
 
 import sample
-from data import Caption, Episode, Episodes, read_stream, write_meta, write_shard
+from data import Caption, Episode, Episodes, read_stream, write_shard
 from encoder import Encoder
 from runtime import checkpoint
+from runtime.shards import write_meta
 from scripts import pack
 from train import Predictor
 
