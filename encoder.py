@@ -13,6 +13,7 @@ A reader is a projector that only says which caption starts. It needs much less 
 is fitted first, reads the episodes that nobody annotated, and the encoder goes on from its weights.
 """
 
+import copy
 import math
 from pathlib import Path
 
@@ -21,7 +22,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 
-from data import END, Caption
+from data import END, Caption, score
 from model import GPTNeoX
 from runtime.checkpoint import save_tensors
 
@@ -86,6 +87,10 @@ class Projector(nn.Module):
         return self.dense_2(self.hidden(self.look(obs)))
 
 
+POWERS = 4.0, 0.0  # of the features' weights; the first of equals is taken
+MARGINS = 2.0, 1.0, 3.0
+
+
 class Reader(nn.Module):
     """Which caption starts at a step, or none: a projector's hidden layer and an output of its own.
 
@@ -96,6 +101,7 @@ class Reader(nn.Module):
         """texts: the captions there are."""
         super().__init__()
         self.projector, self.texts = projector, texts
+        self.margin, self.pause, self.f1 = MARGINS[0], 0, 0.0
         self.out = nn.Linear(projector.dense_1.out_features, len(texts) + 1)
 
     def forward(self, seen):
@@ -117,15 +123,64 @@ class Reader(nn.Module):
             loss.backward()
             optimizer.step()
             schedule.step()
+        captions = [episodes.known_captions(i) for i in annotated]
+        self.pause = min(shortest_repeat(captions) - 1, self.projector.past)
         return self
 
     @torch.no_grad()
+    def logits(self, obs):  # (N, D) -> (N, len(texts) + 1)
+        return self(self.projector.look(obs[None])[0])
+
     def captions(self, obs):
-        """The captions of an episode obs (N, D), from where each is likeliest to start."""
-        logits = self(self.projector.look(obs[None])[0])
-        logits[:, -1] += math.log(0.6)  # or it says too little
-        starts = enumerate(logits.argmax(-1).tolist())
-        return [Caption(t, t + 1, self.texts[c]) for t, c in starts if c < len(self.texts)]
+        """The captions of an episode obs (N, D)."""
+        return self.starts(self.logits(obs), self.margin)
+
+    def starts(self, logits, margin):
+        """Logits (N, len(texts) + 1) -> captions. Silence has to be likelier by `margin`: where the
+        moment of a change is not sharp, it is the likeliest everywhere. The same text again within
+        a pause is the same caption."""
+        captions, latest, logits = [], {}, logits.clone()
+        logits[:, -1] -= margin
+        for t, c in enumerate(logits.argmax(-1).tolist()):
+            if c < len(self.texts):
+                if t - latest.get(c, -math.inf) > self.pause:
+                    captions.append(Caption(t, t + 1, self.texts[c]))
+                latest[c] = t
+        return captions
+
+
+def shortest_repeat(episodes):
+    """The fewest steps after which the same text starts again in lists of captions; or infinite."""
+    shortest = math.inf
+    for captions in episodes:
+        latest = {}
+        for caption in sorted(captions):
+            repeat = caption.start - latest.get(caption.text, -math.inf)
+            shortest, latest[caption.text] = min(shortest, repeat), caption.start
+    return shortest
+
+
+def choose_reader(projector, episodes, annotated, powers=POWERS):
+    """A reader with a copy of this projector, not yet fitted. The projector is standardised.
+
+    Power and margin are those with which a reader of every other annotated episode says best what
+    is in the rest, by caption F1, which `f1` keeps.
+    """
+    texts = sorted({c.text for i in annotated for c in episodes.known_captions(i)})
+    some, rest = annotated[::2], annotated[1::2]
+    true, tried = [episodes.known_captions(i) for i in rest], {}
+    for power in powers:
+        projector.standardise(episodes, power)
+        reader = Reader(copy.deepcopy(projector), texts).fit(episodes, some)
+        logits = [reader.logits(episodes.obs(i)) for i in rest]
+        for margin in MARGINS:
+            f1 = score(true, [reader.starts(x, margin) for x in logits])["f1"]
+            tried[power, margin] = f1
+    power, margin = max(tried, key=tried.get)
+    projector.standardise(episodes, power)
+    reader = Reader(copy.deepcopy(projector), texts)
+    reader.margin, reader.f1 = margin, tried[power, margin]
+    return reader
 
 
 class Encoder(nn.Module):

@@ -32,7 +32,7 @@ from tqdm import tqdm
 
 from configurator import check_range, configure, run
 from data import END, SILENCE, Episodes, Tokenizer, Windows, choose_annotated, read_stream, score
-from encoder import Encoder, Reader
+from encoder import POWERS, Encoder, choose_reader
 from model import Config, GPTNeoX, find_checkpoint, linear_cross_entropy
 from runtime import checkpoint, distributed
 from runtime.distributed import all_reduce, print0
@@ -46,7 +46,7 @@ n_annotated = 64  # training episodes that keep their captions; more than there 
 T = 16  # steps per window
 batch_size = 64  # windows per step, over all processes
 micro_batch = 64  # windows per forward pass of one process
-feature_power = 4.0  # weight of a feature: (1 - lag-1 autocorrelation) ** feature_power
+feature_power = -1.0  # weight of a feature: (1 - lag-1 autocorrelation) ** this; -1: 0 or 4
 # model
 init_from = "scratch"  # 'scratch' | 'EleutherAI/pythia-160m' | a directory
 n_layer = 3
@@ -73,7 +73,7 @@ wandb = ""  # project of Weights & Biases to log to as well
 resume = False  # go on from the newest checkpoint in out_dir
 # -----------------------------------------------------------------------------
 # what cannot change when a run is resumed
-FIXED = "n_annotated T seed init_from n_layer n_head n_embd K stride".split()
+FIXED = "n_annotated T seed init_from n_layer n_head n_embd K stride feature_power pseudo_labels"
 
 # -----------------------------------------------------------------------------
 # K-ahead parallel prediction
@@ -268,12 +268,16 @@ def build(episodes, annotated):
             raise ValueError(f"{init_from}: tokenizer.json has more ids than the model has rows")
     D, width = episodes.meta["obs_dim"], encoder_lm.config.hidden_size
     encoder = Encoder(encoder_lm, D, T, pretrained=init_from != "scratch")
-    encoder.projector.standardise(episodes, feature_power)
+    powers, reader = POWERS if feature_power < 0 else (feature_power,), None
+    if texts and (pseudo_labels or len(powers) > 1):
+        reader = choose_reader(encoder.projector, episodes, annotated, powers)
+        print0(f"a reader of half of the annotated episodes: F1 {reader.f1:.2f} on the rest")
+    else:
+        encoder.projector.standardise(episodes, powers[0])
     print0(f"{D} features, as if {encoder.projector.effective():.1f} weighed alike")
     predictor = Predictor(predictor_lm, width, K, stride, flash)
     predictor.requires_grad_(predict_weight > 0)
-    reader = Reader(copy.deepcopy(encoder.projector), sorted(texts))
-    return tokenizer, Grounding(encoder, predictor), reader if texts and pseudo_labels else None
+    return tokenizer, Grounding(encoder, predictor), reader if pseudo_labels else None
 
 
 def configure_optimizer(model):
@@ -302,7 +306,8 @@ def check_settings():
     check_range(globals(), 2, "T")
     check_range(globals(), 1, "K stride", most=T - 1)  # no target lies beyond the window
     check_range(globals(), 1, "batch_size micro_batch n_layer n_head n_embd eval_interval")
-    check_range(globals(), 0, "n_annotated feature_power predict_weight")
+    check_range(globals(), 0, "n_annotated predict_weight")
+    check_range(globals(), -1, "feature_power")
     check_range(globals(), 0, "max_iters warmup_iters learning_rate projector_lr weight_decay")
 
 
@@ -351,7 +356,7 @@ def main():
     if resume and not folder:
         print0(f"{out_dir}: no checkpoint, so from the start")
     if folder:
-        state = checkpoint.load(folder, parts, optimizer, config, FIXED, state["identity"])
+        state = checkpoint.load(folder, parts, optimizer, config, FIXED.split(), state["identity"])
     log = checkpoint.open_log(out_dir, state["step"], config, wandb)
     ddp = distributed.wrap(model)
     batch = windows.batch(0, mine[:1]).to(where)

@@ -29,7 +29,7 @@ from data import (
     score,
     write_stream,
 )
-from encoder import Projector, Reader
+from encoder import POWERS, Projector, choose_reader
 from runtime.distributed import pick_device
 from sample import data_of, load
 
@@ -74,10 +74,9 @@ def most_frequent(episodes, train, annotated):
 def reader_alone(episodes, train, annotated, past, feature_power, tokenizer):
     """What the encoder is taught on unannotated episodes, through a stream."""
     torch.manual_seed(0)
-    texts = sorted({c.text for i in annotated for c in train.known_captions(i)})
     projector = Projector(train.meta["obs_dim"], 1, past)
-    projector.standardise(train, feature_power)
-    reader = Reader(projector, texts).fit(train, annotated)
+    powers = POWERS if feature_power < 0 else (feature_power,)
+    reader = choose_reader(projector, train, annotated, powers).fit(train, annotated)
     written = [reader.captions(episodes.obs(i)) for i in range(len(episodes))]
     return [through_stream(c, episodes.steps(i), tokenizer) for i, c in enumerate(written)]
 

@@ -20,4 +20,3 @@ projector_lr = 1e-3  # it starts from nothing
 max_iters = 4000  # each recording comes round about ten times
 warmup_iters = 200
 eval_interval = 500
-feature_power = 0.0  # measured on Crafter's one-hot view only: VPT's numbers are dense, try it

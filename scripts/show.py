@@ -18,13 +18,10 @@ from tqdm import tqdm
 
 from configurator import run
 from data import SILENCE, Episodes, Tokenizer
-from encoder import Projector
 from runtime.shards import absurd, absurd_warning
-from train import feature_power
 
 SPLITS = "train", "val", "test"
 READ = 2**30  # bytes of observations read for the statistics; of more, every n-th episode
-FEW = 4  # of 16 dims or more, no more than this weigh: too few
 MANY = 8  # warnings of one kind
 TOLERANCE = 3  # steps that a caption may wait for another, as in data.match
 
@@ -173,17 +170,6 @@ def group_warnings(splits):
         yield f"episodes of {which} in two splits: one person or day? see scripts.pack --group"
 
 
-def weight_warnings(episodes):
-    """A warning where train.py's default feature_power would hide nearly all of the dims."""
-    D = episodes.meta["obs_dim"]
-    projector = Projector(D, 1, past=1)
-    projector.standardise(episodes, feature_power)
-    effective = projector.effective()
-    if D >= 16 and effective < FEW:
-        setting = f"--feature_power={feature_power:g}"
-        yield f"{D} dims weigh as {effective:.1f} at {setting}, the default of train.py: try 0"
-
-
 def open_splits(folder):
     """{split: Episodes} of those that are there. Raises ValueError if there is none."""
     if not os.path.isdir(folder):
@@ -218,7 +204,6 @@ def show(folder):
         *text_warnings(counts),
         *identity_warnings(identical_episodes(splits)),
         *group_warnings(splits),
-        *weight_warnings(first),
     ]
     for warning in warnings or ["none"]:
         print(f"warning: {warning}")

@@ -9,7 +9,7 @@ import torch
 from conftest import program, toy_episode
 from safetensors.torch import save_file
 
-from data import Caption, Episode, Episodes, Tokenizer, write_shard
+from data import Caption, Episodes, Tokenizer, write_shard
 from runtime import shards
 from runtime.shards import write_meta
 from scripts import check, pack, show
@@ -470,29 +470,6 @@ def test_an_absurd_number_is_warned_of_and_spoils_no_statistic(folder, packed, c
     assert numbers[1] == pytest.approx(numbers[0], rel=0.05)
     rows = torch.full((30, 2), 1.7e9)  # large, but all of it is: seconds since 1970
     assert not shards.absurd(rows).any()
-
-
-def make_waves(folder, width, rng):
-    """Three splits of 9 episodes whose dims but the first are noise smoothed over `width` steps."""
-    kernel = np.ones(width) / width
-    for split in ("train", "val", "test"):
-        episodes = []
-        for n in range(9):
-            dims = [np.convolve(rng.normal(size=80), kernel, "valid")[:60] for _ in range(20)]
-            obs = np.stack(dims, 1).astype(np.float32)
-            obs[:, 0] = rng.random(60)  # one dim that is brisk
-            episodes.append(Episode(f"{split}{n}", obs, []))
-        write_shard(folder, split, 0, episodes)
-    splits = ["train", "val", "test"]
-    write_meta(folder, obs_dim=20, dtype="float32", steps_per_second=1, splits=splits)
-
-
-@pytest.mark.parametrize("width, warned", [(20, True), (1, False)])
-def test_show_warns_where_feature_power_hides_the_observations(tmp_path, capsys, width, warned):
-    make_waves(tmp_path, width, np.random.default_rng(0))
-    show.show(str(tmp_path))
-    warning = f"20 dims weigh as 1.0 at --feature_power={show.feature_power:g},"
-    assert (warning in capsys.readouterr().out) == warned
 
 
 def test_show_measures_what_is_there(tmp_path, capsys):

@@ -296,7 +296,7 @@ def test_what_is_corrected_in_three_pages_is_learned(browser, save, a_run, recor
     run(*pack, f"--captions={','.join(files)}")
     small = "--data=mine --out_dir=out --T=8 --n_embd=32 --n_layer=1 --n_head=2 --K=2 --device=cpu"
     small += " --batch_size=16 --max_iters=200 --eval_interval=200 --learning_rate=5e-3"
-    run("train.py", *small.split(), "--feature_power=0", "--projector_lr=5e-3")
+    run("train.py", *small.split(), "--projector_lr=5e-3")
     shown = run("sample.py", "out", "--split=train", "--json", f"--episode={name}")
     written = [json.loads(line) for line in shown.splitlines()]
     assert 33 in [line["start"] for line in written if line["text"] == "jump"]
