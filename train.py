@@ -70,6 +70,7 @@ eval_interval = 200
 seed = 0
 device = "auto"  # 'auto' | 'cpu' | 'cuda' | 'mps'
 wandb = ""  # project of Weights & Biases to log to as well
+shard = False  # True: a process holds a part of the weights, not all; see docs/running.md
 resume = False  # go on from the newest checkpoint in out_dir
 # -----------------------------------------------------------------------------
 # what cannot change when a run is resumed
@@ -179,7 +180,7 @@ class Predictor(nn.Module):
     def save_pretrained(self, folder):
         """config.json and model.safetensors as Pythia's, and condition.safetensors beside them."""
         self.lm.save_pretrained(folder)
-        weights, K = self.condition.state_dict(), {"K": str(self.K)}
+        weights, K = checkpoint.tensors_of(self.condition), {"K": str(self.K)}
         checkpoint.save_tensors(weights, Path(folder, "condition.safetensors"), K)
 
     @classmethod
@@ -302,6 +303,9 @@ def check_settings():
     check_range(globals(), 2, "T")
     check_range(globals(), 1, "K stride", most=T - 1)  # no target lies beyond the window
     check_range(globals(), 1, "batch_size micro_batch n_layer n_head n_embd eval_interval")
+    if shard and (distributed.WORLD == 1 or batch_size % distributed.WORLD):
+        n = f"there are {distributed.WORLD}, windows {batch_size}"
+        raise ValueError(f"--shard: torchrun starts processes, which divide --batch_size ({n})")
     check_range(globals(), 0, "n_annotated feature_power predict_weight")
     check_range(globals(), 0, "max_iters warmup_iters learning_rate projector_lr weight_decay")
 
@@ -339,7 +343,7 @@ def main():
     if reader:
         reader.fit(train, annotated)  # and the encoder goes on from what it learned to see
         model.encoder.projector.load_state_dict(reader.projector.state_dict())
-    model.to(where)
+    model = distributed.place(model, where, shard)
     optimizer = configure_optimizer(model)
     windows = Windows(train, annotated, tokenizer, T, seed, reader)
     mine = distributed.share(batch_size)
@@ -367,7 +371,7 @@ def main():
         batch = batch.to(where)
         tok, targets = batch.tok, model.targets(batch, reader is not None)
         if not annotated:
-            with autocast:
+            with autocast, distributed.gathered(model.encoder):
                 tok, _ = model.encoder.annotate(batch.obs, batch.prev_token, batch.noise)
         counts = [x.sum() for x in targets] + [torch.tensor(len(caught), device=where)]
         counts = all_reduce(torch.stack(counts))
@@ -383,7 +387,7 @@ def main():
             losses += each
 
         # update
-        norm = nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        norm = distributed.clip_grad_norm(model, 1.0)
         numbers = torch.cat((all_reduce(losses), norm[None], counts[3:]))
         *losses, norm, stopping = numbers.tolist()
         bad = checkpoint.check_finite(out_dir, step, sum(losses) + norm, bad)
@@ -396,15 +400,18 @@ def main():
         # evaluate, log and save once in a while, and before the process ends
         state["step"] = step + 1
         due = (step + 1) % eval_interval == 0 or step + 1 == max_iters
-        if due and distributed.RANK == 0:
-            line = dict(step=step + 1, **evaluate(model.encoder, val, tokenizer), norm=norm)
+        taking_part = shard or distributed.RANK == 0  # it takes all to gather sharded weights
+        if due and taking_part:
+            with distributed.gathered(model.encoder):
+                found = evaluate(model.encoder, val, tokenizer)
+            line = dict(step=step + 1, **found, norm=norm)
             line |= dict(zip(("loss_ground", "loss_predict", "loss_pseudo"), losses, strict=True))
             log(line)
             pace = (time.monotonic() - began) / (step + 1 - steps.start)  # seconds a step
             print0(f"about {pace * (max_iters - step - 1) / 60:.0f} minutes left")
             if line["f1"] >= state["best_f1"]:
                 state |= dict(best_f1=line["f1"], best_step=step + 1)
-        if (due or stopping) and not bad and distributed.RANK == 0:
+        if (due or stopping) and not bad and taking_part:
             checkpoint.save(out_dir, parts, tokenizer, optimizer, config, state)
         if stopping:
             break
