@@ -387,7 +387,9 @@ def main():
             losses += each
 
         # update
-        norm = distributed.clip_grad_norm(model, 1.0)
+        with distributed.together():
+            norm = nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        norm = distributed.whole(norm)
         numbers = torch.cat((all_reduce(losses), norm[None], counts[3:]))
         *losses, norm, stopping = numbers.tolist()
         bad = checkpoint.check_finite(out_dir, step, sum(losses) + norm, bad)

@@ -167,12 +167,11 @@ def threads_and_processes():
 
 def whole_state(optimizer):
     """Its state_dict() as one process would have it, on the first one."""
-    saved, own = optimizer.state_dict(), {}
+    saved = optimizer.state_dict()
     for i, moments in saved["state"].items():
         moments = {name: whole(x) for name, x in moments.items()}
-        if RANK == 0:
-            own[i] = {name: x.cpu() for name, x in moments.items()}
-    return saved | dict(state=own)
+        saved["state"][i] = {name: x.cpu() for name, x in moments.items() if RANK == 0}
+    return saved
 
 
 def save(out_dir, parts, tokenizer, optimizer, config, state):

@@ -121,8 +121,9 @@ def place(model, device, shard):
     return fully_shard(model, mesh=mesh)
 
 
-def is_sharded(model):
-    return hasattr(model, "unshard")
+def is_sharded(x):
+    """Whether a module, or a tensor, has only a part of its weights here."""
+    return hasattr(x, "unshard") or hasattr(x, "full_tensor")
 
 
 @contextlib.contextmanager
@@ -142,22 +143,16 @@ def gathered(part):
 @together()
 def whole(x):
     """What a sharded tensor is a part of, on all processes; of another tensor, itself."""
-    return x.full_tensor() if hasattr(x, "full_tensor") else x
+    return x.full_tensor() if is_sharded(x) else x
 
 
 def part_of(x, like):
     """Of a tensor that is whole, what belongs here where `like`, a weight, is sharded."""
-    if not hasattr(like, "full_tensor"):
+    if not is_sharded(like):
         return x
     from torch.distributed.tensor import distribute_tensor
 
     return distribute_tensor(x, like.device_mesh, like.placements, src_data_rank=None)
-
-
-@together()
-def clip_grad_norm(model, most):
-    """The norm of the whole gradient, which is scaled to `most` where it is longer."""
-    return whole(nn.utils.clip_grad_norm_(model.parameters(), most))
 
 
 @together()
