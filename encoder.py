@@ -24,7 +24,7 @@ from safetensors import SafetensorError, safe_open
 
 from data import END, Caption, score
 from model import GPTNeoX
-from runtime.checkpoint import save_tensors
+from runtime.checkpoint import save_tensors, tensors_of
 
 CLIP = 1.0  # standard deviations; beyond it a rare feature drowns the rest
 
@@ -269,7 +269,7 @@ class Encoder(nn.Module):
     def save_pretrained(self, folder):
         """config.json and model.safetensors as Pythia's, and projector.safetensors beside them."""
         self.lm.save_pretrained(folder)
-        weights = self.projector.state_dict()
+        weights = tensors_of(self.projector)
         save_tensors(weights, Path(folder, "projector.safetensors"), {"T": str(self.T)})
 
     @classmethod

@@ -70,6 +70,7 @@ eval_interval = 200
 seed = 0
 device = "auto"  # 'auto' | 'cpu' | 'cuda' | 'mps'
 wandb = ""  # project of Weights & Biases to log to as well
+shard = False  # True: a process holds a part of the weights, not all; see docs/running.md
 resume = False  # go on from the newest checkpoint in out_dir
 # -----------------------------------------------------------------------------
 # what cannot change when a run is resumed
@@ -179,7 +180,7 @@ class Predictor(nn.Module):
     def save_pretrained(self, folder):
         """config.json and model.safetensors as Pythia's, and condition.safetensors beside them."""
         self.lm.save_pretrained(folder)
-        weights, K = self.condition.state_dict(), {"K": str(self.K)}
+        weights, K = checkpoint.tensors_of(self.condition), {"K": str(self.K)}
         checkpoint.save_tensors(weights, Path(folder, "condition.safetensors"), K)
 
     @classmethod
@@ -269,7 +270,7 @@ def build(episodes, annotated):
     D, width = episodes.meta["obs_dim"], encoder_lm.config.hidden_size
     encoder = Encoder(encoder_lm, D, T, pretrained=init_from != "scratch")
     powers, reader = POWERS if feature_power < 0 else (feature_power,), None
-    if texts and (pseudo_labels or len(powers) > 1):
+    if annotated and (pseudo_labels or len(powers) > 1):
         reader = choose_reader(encoder.projector, episodes, annotated, powers)
         print0(f"a reader of half of the annotated episodes: F1 {reader.f1:.2f} on the rest")
     else:
@@ -306,6 +307,8 @@ def check_settings():
     check_range(globals(), 2, "T")
     check_range(globals(), 1, "K stride", most=T - 1)  # no target lies beyond the window
     check_range(globals(), 1, "batch_size micro_batch n_layer n_head n_embd eval_interval")
+    if shard and (distributed.WORLD == 1 or batch_size % distributed.WORLD):
+        raise ValueError("--shard wants torchrun, and a --batch_size that its processes divide")
     check_range(globals(), 0, "n_annotated predict_weight")
     check_range(globals(), -1, "feature_power")
     check_range(globals(), 0, "max_iters warmup_iters learning_rate projector_lr weight_decay")
@@ -341,10 +344,11 @@ def main():
     print0(json.dumps(config))
     train, val, annotated = open_data()
     tokenizer, model, reader = build(train, annotated)
+    folder = checkpoint.claim(out_dir, resume or distributed.RESTARTED)
     if reader:
         reader.fit(train, annotated)  # and the encoder goes on from what it learned to see
         model.encoder.projector.load_state_dict(reader.projector.state_dict())
-    model.to(where)
+    model = distributed.place(model, where, shard)
     optimizer = configure_optimizer(model)
     windows = Windows(train, annotated, tokenizer, T, seed, reader)
     mine = distributed.share(batch_size)
@@ -352,7 +356,6 @@ def main():
     # a run that was saved goes on where it stopped
     parts = dict(encoder=model.encoder, predictor=model.predictor)
     state = dict(step=0, best_f1=-1.0, best_step=0, identity=train.identity())
-    folder = checkpoint.claim(out_dir, resume or distributed.RESTARTED)
     if resume and not folder:
         print0(f"{out_dir}: no checkpoint, so from the start")
     if folder:
@@ -372,7 +375,7 @@ def main():
         batch = batch.to(where)
         tok, targets = batch.tok, model.targets(batch, reader is not None)
         if not annotated:
-            with autocast:
+            with autocast, distributed.gathered(model.encoder):
                 tok, _ = model.encoder.annotate(batch.obs, batch.prev_token, batch.noise)
         counts = [x.sum() for x in targets] + [torch.tensor(len(caught), device=where)]
         counts = all_reduce(torch.stack(counts))
@@ -388,7 +391,9 @@ def main():
             losses += each
 
         # update
-        norm = nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        with distributed.together():
+            norm = nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        norm = distributed.whole(norm)
         numbers = torch.cat((all_reduce(losses), norm[None], counts[3:]))
         *losses, norm, stopping = numbers.tolist()
         bad = checkpoint.check_finite(out_dir, step, sum(losses) + norm, bad)
@@ -401,15 +406,18 @@ def main():
         # evaluate, log and save once in a while, and before the process ends
         state["step"] = step + 1
         due = (step + 1) % eval_interval == 0 or step + 1 == max_iters
-        if due and distributed.RANK == 0:
-            line = dict(step=step + 1, **evaluate(model.encoder, val, tokenizer), norm=norm)
+        taking_part = shard or distributed.RANK == 0  # it takes all to gather sharded weights
+        if due and taking_part:
+            with distributed.gathered(model.encoder):
+                scores = evaluate(model.encoder, val, tokenizer)
+            line = dict(step=step + 1, **scores, norm=norm)
             line |= dict(zip(("loss_ground", "loss_predict", "loss_pseudo"), losses, strict=True))
             log(line)
             pace = (time.monotonic() - began) / (step + 1 - steps.start)  # seconds a step
             print0(f"about {pace * (max_iters - step - 1) / 60:.0f} minutes left")
             if line["f1"] >= state["best_f1"]:
                 state |= dict(best_f1=line["f1"], best_step=step + 1)
-        if (due or stopping) and not bad and distributed.RANK == 0:
+        if (due or stopping) and not bad and taking_part:
             checkpoint.save(out_dir, parts, tokenizer, optimizer, config, state)
         if stopping:
             break

@@ -17,7 +17,9 @@ RECORDING = 1 / 12  # hours, the longest there are
 VIDEO, LATENT = 2.2, 1024 * 2  # GB an hour; bytes a step of VPT's 1x network
 TRAIN = 0.9  # share of recordings in the split train
 H100 = 989e12 * 0.4  # bfloat16 operations a second: 40 % of what its maker says
-STATE = 4 + 4 + 8 + 2  # bytes a parameter: itself, gradient, AdamW's moments, autocast's copy
+COPY = 2  # bytes a parameter of autocast's bfloat16 copy, which the backward needs too
+STATE = 4 + 4 + 8  # and of the rest: itself, gradient, AdamW's moments
+AT_WORK = 4 + 4 + COPY  # of a sharded one that is gathered: itself, gradient, copy
 SAVED = 40  # bytes that a layer keeps for the backward, a row and dimension, under autocast
 CHUNK = 10 * 2**27  # bytes of the cross-entropy's logits (model.LOGITS)
 CARDS = 24, 80, 141  # GB
@@ -68,8 +70,18 @@ def operations(shape, T, K, stride):
 def memory(shape, T, K, stride, windows):
     """GB: of the state of encoder and predictor, and of what `windows` at a time add to it."""
     rows = windows * (2 * T + blocks(T, K, stride))
-    state = 2 * STATE * parameters(shape)
+    state = 2 * (STATE + COPY) * parameters(shape)
     return state / 1e9, (rows * shape.layers * shape.width * SAVED + CHUNK) / 1e9
+
+
+def sharded(shape, processes):
+    """GB a process of the state with --shard. The embeddings are gathered from a step's forward to
+    its backward, layers one at a time, the next ahead; but their copies stay."""
+    layers, d, _, words = shape
+    inside, embeddings = parameters(shape) - 2 * words * d, 2 * words * d
+    parts = 2 * STATE * parameters(shape) / processes
+    gathered = 2 * AT_WORK * embeddings + 2 * COPY * inside + 2 * AT_WORK * inside / layers
+    return (parts + gathered) / 1e9
 
 
 def recordings(annotated):
@@ -103,12 +115,16 @@ def experiment(config):
 def table(config):
     """Prints the memory of each Pythia at the windows of the config."""
     shape_of = [config[name] for name in ("T", "K", "stride")]
-    print(f"GB        state   + 1 window   + {config['micro_batch']} windows   one fits")
+    print(f"GB        state   + 1 window   + {config['micro_batch']} windows   one fits", end="")
+    print("   --shard on 4   on 8")
     for name, shape in PYTHIA.items():
         state, least = memory(shape, *shape_of, 1)
         _, more = memory(shape, *shape_of, config["micro_batch"])
         fits = [f"{card} GB" for card in CARDS if 1.1 * (state + least) < card]
-        print(f"{name:5} {state:9.1f} {least:12.1f} {more:14.1f}   {(fits or ['none'])[0]}")
+        one = (fits or ["none"])[0]
+        print(f"{name:5} {state:9.1f} {least:12.1f} {more:14.1f}   {one:8}", end="")
+        four, eight = (sharded(shape, n) + least for n in (4, 8))
+        print(f"{four:15.1f} {eight:6.1f}")
 
 
 def main():

@@ -22,7 +22,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from runtime.distributed import RANK, WORLD, broadcast, print0
+from runtime.distributed import RANK, WORLD, broadcast, gathered, part_of, print0, whole
 
 KEEP = 2
 UMASK = os.umask(0)
@@ -45,6 +45,12 @@ def replace(path, fill):
     beside.chmod(0o666 & ~UMASK)  # safetensors' files are for their owner alone
     flush(beside)
     os.replace(beside, path)
+
+
+def tensors_of(module):
+    """{name: tensor} of its weights and buffers: state_dict() would be of a sharded part's part."""
+    named = chain(module.named_parameters(), module.named_buffers())
+    return {name: x.detach() for name, x in named}
 
 
 def save_tensors(tensors, path, metadata=None):
@@ -159,17 +165,31 @@ def threads_and_processes():
     return [torch.get_num_threads(), WORLD]
 
 
+def whole_state(optimizer):
+    """Its state_dict() as one process would have it, on the first one."""
+    saved = optimizer.state_dict()
+    for i, moments in saved["state"].items():
+        moments = {name: whole(x) for name, x in moments.items()}
+        saved["state"][i] = {name: x.cpu() for name, x in moments.items() if RANK == 0}
+    return saved
+
+
 def save(out_dir, parts, tokenizer, optimizer, config, state):
     """Writes out_dir/step-<state["step"]>, then removes old checkpoints.
 
-    parts: {name: module with save_pretrained}. Raises ValueError where the disk refuses.
+    parts: {name: module with save_pretrained}. The first process writes, and only if they are
+    sharded do the others call it too. Raises ValueError where the disk refuses.
     """
     final = Path(out_dir) / f"step-{state['step']:06d}"
     beside = final.with_name(f".{final.name}")
-    state = state | dict(optimizer=optimizer.state_dict(), machine=threads_and_processes())
+    state = state | dict(optimizer=whole_state(optimizer), machine=threads_and_processes())
     try:
         for name, part in parts.items():
-            part.save_pretrained(beside / name)
+            with gathered(part):
+                if RANK == 0:
+                    part.save_pretrained(beside / name)
+        if RANK > 0:
+            return
         tokenizer.save(beside / "tokenizer.json")
         write_json(config, beside / "config.json")
         torch.save(state, beside / "state.pt")
@@ -216,7 +236,7 @@ def open_log(out_dir, step, config, wandb):
     """What takes a row {name: value} of the log: to out_dir/log.jsonl, where rows beyond `step` are
     removed first, to the terminal, and to Weights & Biases if `wandb` names a project."""
     if RANK > 0:
-        return None
+        return print0  # which is silent here
     path = Path(out_dir) / "log.jsonl"
     lines = path.read_text(errors="replace").splitlines() if path.is_file() else []
     kept = [line for line in lines if logged_step(line) <= step]
@@ -300,7 +320,16 @@ def restore(part, folder):
     if other:
         raise ValueError(f"{folder} has other weights than this model: {', '.join(other[:3])}")
     for name, x in own.items():
-        x.data.copy_(stored[name])
+        x.data.copy_(part_of(stored[name], x))
+
+
+def restore_optimizer(optimizer, saved):
+    """load_state_dict() of what whole_state() gave."""
+    weights = chain(*(group["params"] for group in optimizer.param_groups))
+    for i, weight in enumerate(weights):
+        moments = saved["state"].get(i, {})
+        moments.update({name: part_of(x, weight) for name, x in moments.items() if x.dim()})
+    optimizer.load_state_dict(saved)
 
 
 def load(folder, parts, optimizer, config, fixed, identity):
@@ -324,7 +353,7 @@ def load(folder, parts, optimizer, config, fixed, identity):
         raise ValueError(f"{folder} was trained on other data than {config['data']} holds now")
     for name, part in parts.items():
         restore(part, folder / name)
-    optimizer.load_state_dict(state.pop("optimizer"))
+    restore_optimizer(optimizer, state.pop("optimizer"))
     machine = state.pop("machine")
     if machine != threads_and_processes():
         changed["machine"] = f"{machine} threads and processes before: the same but for rounding"

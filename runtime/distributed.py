@@ -5,13 +5,16 @@ does nothing.
 """
 
 import contextlib
+import itertools
 import os
 import signal
 import sys
+import warnings
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+import torch.nn as nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
@@ -101,9 +104,61 @@ def broadcast(value):
 
 
 @together()
+def place(model, device, shard):
+    """The model on its device. shard: each process holds its part of every weight alone, and so of
+    gradients and AdamW's moments; a layer at work gathers the other parts (PyTorch's FSDP2)."""
+    if not shard:
+        return model.to(device)
+    from torch.distributed.fsdp import fully_shard  # slow to import
+
+    warnings.filterwarnings("ignore", "FSDP2-wrapped .* a view")  # nothing writes into one in place
+    mesh = dist.init_device_mesh(device.partition(":")[0], (WORLD,))
+    stacks = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
+    for layer in itertools.chain(*stacks):
+        fully_shard(layer, mesh=mesh)
+    for part in model.children():  # embeddings: read before, within and after its forward
+        fully_shard(part, mesh=mesh, reshard_after_forward=False)
+    return fully_shard(model, mesh=mesh)
+
+
+def is_sharded(x):
+    """Whether a module, or a tensor, has only a part of its weights here."""
+    return hasattr(x, "unshard") or hasattr(x, "full_tensor")
+
+
+@contextlib.contextmanager
+def gathered(part):
+    """Around what needs all weights of a sharded part at once: to save it, to write with it."""
+    groups = [module for module in part.modules() if is_sharded(module)]
+    with together():
+        for group in groups:
+            group.set_reshard_after_forward(False, recurse=False)
+            group.unshard()
+    yield
+    for group in groups:
+        group.set_reshard_after_forward(group is not part, recurse=False)
+        group.reshard()
+
+
+@together()
+def whole(x):
+    """What a sharded tensor is a part of, on all processes; of another tensor, itself."""
+    return x.full_tensor() if is_sharded(x) else x
+
+
+def part_of(x, like):
+    """Of a tensor that is whole, what belongs here where `like`, a weight, is sharded."""
+    if not is_sharded(like):
+        return x
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(x, like.device_mesh, like.placements, src_data_rank=None)
+
+
+@together()
 def wrap(model):
     """The model, whose backward averages the gradients over all processes."""
-    if WORLD == 1:
+    if WORLD == 1 or is_sharded(model):
         return model
     return DistributedDataParallel(model, gradient_as_bucket_view=True, broadcast_buffers=False)
 
@@ -118,8 +173,10 @@ def settle(loss):
 
 @contextlib.contextmanager
 def no_sync(ddp, last):
-    """Gradients are exchanged with the last micro-batch of a step alone."""
-    with together(), contextlib.nullcontext() if WORLD == 1 or last else ddp.no_sync():
+    """Gradients are exchanged with the last micro-batch of a step alone, but sharded ones with
+    each: nobody has room for the whole."""
+    exchanged = WORLD == 1 or last or is_sharded(ddp)
+    with together(), contextlib.nullcontext() if exchanged else ddp.no_sync():
         yield
 
 
