@@ -186,7 +186,7 @@ def make():
     """The episodes of all videos. Raises ValueError at the end where some cannot be read."""
     paths = find_videos()
     model, processor = load_backbone()
-    weights = sum(int(checksums(x.cpu().view(1, -1))[0]) for x in model.state_dict().values())
+    weights = sum(int(checksums(x.cpu().reshape(1, -1))[0]) for x in model.state_dict().values())
     record = open_record(dict(fps=fps, pictures=pictures, weights=weights))
     unread = 0
     for name, path in tqdm(paths.items(), unit="video", disable=None):
