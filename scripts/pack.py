@@ -6,6 +6,7 @@ Packs your observations and captions into a data set (data.py says what that is)
 
 Observations: .npy, .npz or .safetensors, an array (steps, dims) per episode. A file's only array
 is the episode named like the file without its ending; several are the episodes file/array.
+An episode's pictures for the page are beside it: NAME-pictures.npy, (steps, h, w, 3) uint8.
 
 Captions: .csv with the columns episode,start,text and optionally end, or .jsonl with the same keys,
 as `sample.py --json` writes. A line with an episode and nothing else says that nothing happens in
@@ -68,6 +69,10 @@ class Recording(NamedTuple):
     name: str
     steps: int
 
+    def pictures(self):
+        """The file of its pictures, if it has any."""
+        return Path(self.path).parent / f"{self.id}-pictures.npy"
+
 
 def open_arrays(path):
     """{name: array} of a file; rows of .npy and .safetensors are read as they are used."""
@@ -111,7 +116,9 @@ def stored_dtype(dtypes):
 def find_recordings():
     """All episodes in order of their ids, their dims, and the dtype in which they are stored."""
     recordings, dims, dtypes = [], {}, set()
-    for path in sorted(glob.glob(os.path.expanduser(obs), recursive=True)):
+    paths = sorted(glob.glob(os.path.expanduser(obs), recursive=True))
+    beside = {str(Path(path).with_suffix("")) + "-pictures.npy" for path in paths}
+    for path in [path for path in paths if path not in beside]:
         arrays = describe_arrays(path)
         for name, (steps, D), dtype in arrays:
             suffix = f"/{name}" if len(arrays) > 1 else ""
@@ -147,6 +154,27 @@ def load(recording, dtype):
         step = int(bad.nonzero()[0])
         raise ValueError(f"{place}, step {step}: not a finite number, or too large for {dtype}")
     return x
+
+
+def load_pictures(recording):
+    """(steps, h, w, 3) uint8, mapped, or None where there are none. Raises ValueError."""
+    path = recording.pictures()
+    if not path.exists():
+        return None
+    try:
+        x = np.lib.format.open_memmap(regular_file(path), mode="c")
+    except Exception as error:  # whatever numpy raises for a garbled file
+        raise ValueError(f"{path}: not pictures ({error})") from None
+    if x.dtype != np.uint8 or x.shape != (recording.steps, *x.shape[1:3], 3) or not x.size:
+        right = f"({recording.steps}, h, w, 3) uint8"
+        raise ValueError(f"{path}: {x.shape} {x.dtype}; the pictures are {right}")
+    return x
+
+
+def picture_bytes(recordings):
+    """Of the largest picture. Raises ValueError for what are no pictures."""
+    pictures = [load_pictures(recording) for recording in recordings]
+    return max(0 if x is None else x[0].nbytes for x in pictures)
 
 
 # -----------------------------------------------------------------------------
@@ -332,6 +360,9 @@ def fingerprint(recordings, texts, dtype):
         stat = os.stat(recording.path)
         about += [recording.id, os.path.abspath(recording.path), recording.name]
         about += [stat.st_size, stat.st_mtime_ns, texts.get(recording.id)]
+        if recording.pictures().exists():
+            stat = os.stat(recording.pictures())
+            about += [stat.st_size, stat.st_mtime_ns]
     return hashlib.sha256(json.dumps(about).encode()).hexdigest()
 
 
@@ -358,7 +389,8 @@ def make_episode(recording, texts, dtype):
     in_episode = [caption for caption in in_episode if caption.text]
     if annotated == "all" and recording.id in texts:
         known = "all"
-    return Episode(recording.id, load(recording, dtype), in_episode, known)
+    pictures = load_pictures(recording)
+    return Episode(recording.id, load(recording, dtype), in_episode, known, pictures)
 
 
 def pack(folder, shards, texts, meta):
@@ -413,7 +445,7 @@ def make():
     check_settings()
     recordings, D, dtype = find_recordings()
     texts, by_person = read_all_captions({r.id: r.steps for r in recordings})
-    room = SHARD // (D * getattr(torch, dtype).itemsize)
+    room = SHARD // (D * getattr(torch, dtype).itemsize + picture_bytes(recordings))
     splits = held_out(by_person, texts.keys())
     found = len(recordings)  # what nobody annotated neither scores nor gives its group away
     recordings = [r for r in recordings if r.id in texts or group_of(r.id) not in splits]

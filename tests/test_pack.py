@@ -498,3 +498,27 @@ def test_show_measures_what_is_there(tmp_path, capsys):
         and "warning: none" in said
     )
     assert "120 captions, 3 different" in said
+
+
+def test_pictures_beside_an_episode_are_packed_with_it(folder, packed):
+    frames = np.random.default_rng(1).integers(0, 256, (2, 30, 4, 6, 3), dtype=np.uint8)
+    for x in frames:  # the second time they have changed, nothing else
+        np.save(folder / "raw/ep7-pictures.npy", x)
+        assert sorted(packed()) == [f"ep{n}" for n in range(10)]
+        episodes = Episodes(folder / "mine", "train")
+        shown = {r["id"]: episodes.pictures(i) for i, r in enumerate(episodes.records)}
+        assert np.array_equal(shown.pop("ep7"), x) and set(shown.values()) == {None}
+
+
+@pytest.mark.parametrize("shape", [(29, 4, 6, 3), (30, 4, 6), (30, 0, 6, 3), (30, 4, 6, 4)])
+def test_what_are_no_pictures_of_an_episode_is_told(folder, packed, shape):
+    np.save(folder / "raw/ep7-pictures.npy", np.zeros(shape, np.uint8))
+    assert "(30, h, w, 3) uint8" in refused(packed)
+
+
+def test_a_shard_has_room_for_pictures(folder, packed, monkeypatch):
+    for n in range(10):
+        np.save(folder / f"raw/ep{n}-pictures.npy", np.zeros((30, 8, 8, 3), np.uint8))
+    monkeypatch.setattr(pack, "SHARD", 70 * (8 * 8 * 3 + 4 * 4))  # of 70 steps
+    packed()
+    assert max(len(shards.Shard(p).records()) for p in shards.shard_paths(folder / "mine")) == 2

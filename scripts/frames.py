@@ -1,0 +1,219 @@
+"""
+Turns videos into episodes of frame embeddings, an array (steps, dims) each, for scripts.pack.
+
+    pip install -r requirements-extra.txt        PyAV reads the videos, transformers the backbone
+    python -m scripts.frames --videos='clips/*.mp4' --out=episodes --fps=5
+    python -m scripts.pack --obs='episodes/*.npy' --captions=captions.csv --fps=5 --out=data/mine
+
+clips/a.mp4 becomes episodes/a.npy and a-pictures.npy, (steps, h, w, 3) uint8, for the page. Step n
+is what is on the screen n/fps seconds after the first frame, by the video's time stamps.
+
+The backbone is an image model of transformers: a folder with config.json, model.safetensors and
+preprocessor_config.json, or a name, from the Hugging Face cache or a download. An embedding is its
+pooled output. Where it would crop the centre, the whole frame is squeezed into that size instead.
+
+The same command goes on where it was stopped, and reads again what changed. A video that cannot be
+read is one line, the others go on, and the exit code is 2.
+"""
+
+import glob
+import math
+import os
+import sys
+from itertools import islice, pairwise
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from configurator import check_range, configure, run
+from runtime.checkpoint import read_json, regular_file, replace, write_json
+from runtime.distributed import pick_device
+from runtime.pretrained import find_checkpoint
+from runtime.shards import checksums
+
+videos = ""  # the files, e.g. 'clips/*.mp4'
+out = ""  # folder of the episodes
+fps = 5.0  # steps per second
+backbone = "facebook/dinov2-small"  # or a folder
+pictures = 128  # pixels of a picture's longer side; 0: none are kept
+device = "auto"  # 'auto' | 'cpu' | 'cuda' | 'mps'
+
+BATCH = 32  # frames that the backbone takes at a time
+ROUNDING = 1e-3  # seconds to which some containers (Matroska, FLV) round time stamps
+GAP = 3600  # seconds without a new frame: more is a broken time stamp
+
+
+def timed(path):
+    """(seconds, frame) of a video, then (its end, None): the last lasts as long as the one before.
+
+    Raises ValueError where time stamps are broken, or less is there than the file says.
+    """
+    import av
+
+    began, now, lasts = None, 0.0, 1 / fps
+    with av.open(str(regular_file(path))) as container:
+        stream = container.streams.video[0]
+        stream.thread_type = "AUTO"
+        for frame in container.decode(stream):
+            if frame.time is None:
+                raise ValueError("a frame without a time stamp")
+            began = frame.time if began is None else began
+            gap = frame.time - began - now
+            if not 0 <= gap < GAP:
+                raise ValueError(f"the time stamps jump from {now:.3f} to {now + gap:.3f} s")
+            now, lasts = now + gap, gap or lasts
+            yield now, frame
+        length = float((stream.duration or 0) * stream.time_base) or (container.duration or 0) / 1e6
+    if began is None or began + now + lasts < 0.9 * length:  # some lengths count from zero
+        raise ValueError(f"only {now:.1f} of {length:.1f} s are there")
+    yield now + lasts, None
+
+
+def chosen(path):
+    """(image, n) of a video: the frames that are seen, upright, each at n steps in a row.
+
+    Raises ValueError where it cannot be read.
+    """
+    step = 0
+    try:
+        for (_, frame), (end, _) in pairwise(timed(path)):
+            n = math.ceil((end - ROUNDING) * fps) - step  # steps before the next frame
+            if n > 0:
+                yield frame.to_image().rotate(frame.rotation, expand=True), n
+                step += n
+    except Exception as error:  # whatever the library raises for a garbled file
+        raise ValueError(f"not read ({type(error).__name__}: {error})") from None
+
+
+def small(image):
+    """A picture of it to keep, (h, w, 3) uint8."""
+    scale = min(pictures / max(image.size), 1)
+    return np.asarray(image.resize([math.ceil(side * scale) for side in image.size]))
+
+
+def load_backbone():
+    """The image model, and what prepares images for it. Raises ValueError."""
+    try:
+        import av  # noqa: F401
+        from transformers import AutoImageProcessor, AutoModel
+    except ImportError as error:
+        raise ValueError(f"{error}; pip install -r requirements-extra.txt") from None
+    folder = find_checkpoint(backbone)
+    try:
+        processor = AutoImageProcessor.from_pretrained(folder)
+        model, found = AutoModel.from_pretrained(folder, output_loading_info=True)
+    except Exception as error:  # whatever the library raises for a garbled folder
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise ValueError(f"--backbone={backbone}: {reason}") from None
+    if found["missing_keys"]:  # transformers would draw them by chance
+        names = ", ".join(sorted(found["missing_keys"])[:3])
+        raise ValueError(f"--backbone={backbone}: its weights lack {names}; choose another")
+    if getattr(processor, "do_center_crop", False):
+        processor.size, processor.do_center_crop = processor.crop_size, False
+    return model.eval().to(pick_device(device)), processor
+
+
+@torch.no_grad()
+def embed(images, model, processor):
+    """Images -> (n, D) float32."""
+    pixels = processor(images=images, return_tensors="pt")["pixel_values"].to(model.device)
+    forward = getattr(model, "get_image_features", model)  # of a model of images and text
+    return forward(pixel_values=pixels).pooler_output.flatten(1).float().cpu().numpy()
+
+
+def read(path, model, processor):
+    """A video -> its embeddings (steps, D), and pictures (steps, h, w, 3) or an empty list."""
+    rows, shown = [], []
+    frames = chosen(path)
+    while batch := list(islice(frames, BATCH)):
+        images, steps = zip(*batch, strict=True)
+        rows.append(embed(images, model, processor).repeat(steps, axis=0))
+        if pictures:
+            shown.append(np.repeat([small(image) for image in images], steps, axis=0))
+    return np.concatenate(rows), np.concatenate(shown) if shown else shown
+
+
+def save(array, path):
+    def fill(beside):
+        with open(beside, "wb") as file:  # np.save would put .npy behind a name
+            np.save(file, array)
+
+    replace(path, fill)
+
+
+def find_videos():
+    """{name of its episode: path}. Raises ValueError where two videos would be the same file."""
+    found = {}
+    for path in sorted(glob.glob(os.path.expanduser(videos), recursive=True)):
+        name = Path(path).stem
+        if name in found or name.endswith("-pictures"):
+            raise ValueError(f"{path}: {name}.npy is another file's; rename it")
+        found[name] = path
+    if not found:
+        raise ValueError(f"--videos={videos}: no such files; quote it, as in 'clips/*.mp4'")
+    return found
+
+
+def open_record(settings):
+    """frames.json in out: how its episodes are made, and {name: [bytes, mtime]} of their videos.
+
+    Raises ValueError where the folder has anything else.
+    """
+    path = Path(out, "frames.json")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.exists():
+        if any(path.parent.glob("*.npy")):
+            raise ValueError(f"{out}: arrays that were not made here; choose another --out")
+        write_json(settings | dict(videos={}), path)
+    record = read_json(path)
+    if not settings.items() <= record.items():
+        was = ", ".join(f"{name} {record.get(name)} not {settings[name]}" for name in settings)
+        raise ValueError(f"{out} was made otherwise ({was}); choose another --out")
+    return record
+
+
+def make_episode(name, path, model, processor):
+    """Reads a video, and writes its episode with the embeddings last."""
+    rows, shown = read(path, model, processor)
+    if pictures:
+        save(shown, Path(out, f"{name}-pictures.npy"))
+    save(rows, Path(out, f"{name}.npy"))
+
+
+def make():
+    """The episodes of all videos. Raises ValueError at the end where some cannot be read."""
+    paths = find_videos()
+    model, processor = load_backbone()
+    weights = sum(int(checksums(x.cpu().reshape(1, -1))[0]) for x in model.state_dict().values())
+    record = open_record(dict(fps=fps, pictures=pictures, weights=weights))
+    unread = 0
+    for name, path in tqdm(paths.items(), unit="video", disable=None):
+        state = [os.stat(path).st_size, os.stat(path).st_mtime_ns]
+        if record["videos"].get(name) == state and Path(out, f"{name}.npy").exists():
+            continue
+        try:
+            make_episode(name, path, model, processor)
+        except ValueError as error:
+            tqdm.write(f"{path}: {error}", file=sys.stderr)
+            unread += 1
+            continue
+        record["videos"][name] = state
+        write_json(record, Path(out, "frames.json"))
+    if unread:
+        raise ValueError(f"{unread} of {len(paths)} videos were not read; {out} has the others")
+    print(f"{out}: {len(paths)} episodes; next: scripts.pack --obs='{out}/*.npy' --fps={fps:g}")
+
+
+def main():
+    configure(globals())
+    if not videos or not out:
+        raise ValueError("--videos and --out are needed; python -m scripts.frames --help")
+    check_range(globals(), 1e-3, "fps", most=500)
+    check_range(globals(), 0, "pictures", most=4096)
+    make()
+
+
+if __name__ == "__main__":
+    run(main)

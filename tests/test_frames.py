@@ -1,0 +1,167 @@
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import torch
+from conftest import program
+
+from data import Episodes
+from scripts import frames
+
+av = pytest.importorskip("av")
+transformers = pytest.importorskip("transformers")
+TICK = Fraction(1, 12800)  # of seconds
+
+
+@pytest.fixture(scope="session")
+def backbone(tmp_path_factory):
+    """A random DINOv2 of 28 x 28 pixels, as published ones lie in a folder."""
+    folder = tmp_path_factory.mktemp("backbone")
+    sizes = dict(hidden_size=16, num_hidden_layers=2, num_attention_heads=2)
+    config = transformers.Dinov2Config(image_size=28, patch_size=14, **sizes)
+    transformers.Dinov2Model(config).save_pretrained(folder)
+    crop = dict(size={"shortest_edge": 32}, crop_size={"height": 28, "width": 28})
+    transformers.BitImageProcessor(**crop).save_pretrained(folder)
+    return folder
+
+
+def grey(level):
+    return np.full((36, 64, 3), level, np.uint8)
+
+
+def make_video(path, shown, turned=0):
+    """A lossless video of [(seconds, frame (h, w, 3) uint8), ..]."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264rgb", options=dict(qp="0", bf="0"))
+        stream.height, stream.width = shown[0][1].shape[:2]
+        stream.pix_fmt, stream.codec_context.time_base = "rgb24", TICK
+        if turned:
+            stream.set_display_rotation(turned)
+        for seconds, image in shown:
+            frame = av.VideoFrame.from_ndarray(image, format="rgb24")
+            frame.pts, frame.time_base = round(seconds / TICK), TICK
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path
+
+
+def ten_a_second(path, levels, begin=0.0):
+    return make_video(path, [(begin + i / 10, grey(level)) for i, level in enumerate(levels)])
+
+
+def levels(path, fps):
+    """The grey level that each step of a video sees."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(frames, "fps", fps)
+        return [np.asarray(image)[0, 0, 0] for image, n in frames.chosen(path) for _ in range(n)]
+
+
+def test_a_step_sees_what_is_on_the_screen_at_its_time(tmp_path):
+    times = [0, 0.1, 0.15, 1.0, 1.05, 1.45]  # a frame lasts until the next, the last 0.4 s
+    path = make_video(tmp_path / "a.mp4", [(t, grey(10 * i)) for i, t in enumerate(times)])
+    # at 0, 0.25, 0.5, 0.75, 1, 1.25, 1.5, 1.75 seconds
+    assert levels(path, 4.0) == [0, 20, 20, 20, 30, 40, 50, 50]
+    assert levels(path, 1.0) == [0, 30]
+
+
+def test_rounded_time_stamps_skip_and_double_nothing(tmp_path):
+    shown = [(i / 30, grey(5 * i)) for i in range(40)]
+    path = make_video(tmp_path / "a.mkv", shown)  # Matroska rounds to milliseconds
+    assert levels(path, 30.0) == [5 * i for i in range(40)]
+
+
+def test_time_counts_from_the_first_frame(tmp_path):
+    path = ten_a_second(tmp_path / "a.mkv", range(6), begin=7.3)
+    assert levels(path, 5.0) == [0, 2, 4]
+    assert levels(ten_a_second(tmp_path / "b.mkv", [70]), 5.0) == [70]
+
+
+@pytest.mark.skipif("not hasattr(av.VideoStream, 'set_display_rotation')", reason="PyAV is old")
+def test_a_frame_is_upright(tmp_path):
+    image = grey(0)
+    image[:, :32] = 255  # white on the left
+    path = make_video(tmp_path / "a.mp4", [(0, image), (1, image)], turned=-90)  # clockwise
+    shown = np.asarray(next(frames.chosen(path))[0])
+    assert shown.shape == (64, 36, 3) and shown[:32].min() == 255  # white above
+
+
+@pytest.fixture
+def clips(tmp_path):
+    """Three videos of two seconds of noise, ten frames a second."""
+    rng = np.random.default_rng(0)
+    (tmp_path / "clips").mkdir()
+    for name in "abc":
+        shown = [(i / 10, rng.integers(0, 256, (36, 64, 3), np.uint8)) for i in range(20)]
+        make_video(tmp_path / f"clips/{name}.mkv", shown)
+    return tmp_path / "clips"
+
+
+def run(clips, backbone, **settings):
+    """`python -m scripts.frames`: exit code, last line of stderr, {array: when it was written}."""
+    folder = clips.parent / "episodes"
+    given = dict(videos=f"{clips}/*", out=folder, backbone=backbone) | settings
+    arguments = [f"--{name}={value}" for name, value in given.items()]
+    code, _, error = program("scripts/frames.py", *arguments)
+    written = {path.name: path.stat().st_mtime_ns for path in folder.glob("*.npy")}
+    return code, error.strip().splitlines()[-2:], written
+
+
+def frame_of(path, number):
+    with av.open(str(path)) as video:
+        return list(video.decode(video=0))[number].to_ndarray(format="rgb24")
+
+
+def test_an_embedding_is_the_librarys_of_the_whole_frame(clips, backbone):
+    run(clips, backbone)
+    rows = np.load(clips.parent / "episodes/b.npy")  # 0.6 seconds are step 3, frame 6
+    about = transformers.BitImageProcessor.from_pretrained(backbone)
+    same = dict(image_mean=about.image_mean, image_std=about.image_std, resample=3)
+    square = transformers.ViTImageProcessor(size=dict(height=28, width=28), **same)  # never crops
+    model = transformers.Dinov2Model.from_pretrained(backbone)
+    with torch.no_grad():
+        pixels = square(images=frame_of(clips / "b.mkv", 6), return_tensors="pt")
+        right = model(**pixels).pooler_output[0].numpy()
+    assert rows.shape == (10, 16) and abs(rows[3] - right).max() < 1e-5
+    assert abs(rows[2] - right).max() > 1e-2
+
+
+def test_the_same_command_goes_on_and_reads_what_changed(clips, backbone):
+    first = run(clips, backbone, videos=clips / "a.mkv")[2]
+    second = run(clips, backbone)[2]
+    assert len(second) == 6 and first.items() <= second.items()
+    ten_a_second(clips / "b.mkv", range(6))
+    (clips.parent / "episodes/c.npy").unlink()
+    third = run(clips, backbone)[2]
+    assert {name[0] for name in third if third[name] != second[name]} == {"b", "c"}
+    assert len(np.load(clips.parent / "episodes/b.npy")) == 3
+    code, error, fourth = run(clips, backbone, fps=4.0)
+    assert code == 2 and "fps 5.0" in error[-1] and fourth == third
+
+
+@pytest.mark.parametrize("length", [0, 100, 40_000])  # of some 140,000 bytes
+def test_a_broken_video_is_a_line_and_the_others_go_on(clips, backbone, length):
+    path = clips / "b.mkv"
+    path.write_bytes(path.read_bytes()[:length])
+    code, error, written = run(clips, backbone)
+    assert code == 2 and str(path) in error[0] and "1 of 3 videos were not read" in error[1]
+    assert sorted(written) == ["a-pictures.npy", "a.npy", "c-pictures.npy", "c.npy"]
+
+
+def test_weights_that_lack_a_layer_are_refused(clips, backbone):
+    config = transformers.ViTConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2)
+    folder = clips.parent / "vit"
+    transformers.ViTModel(config, add_pooling_layer=False).save_pretrained(folder)
+    transformers.ViTImageProcessor().save_pretrained(folder)
+    code, error, _ = run(clips, folder)
+    assert code == 2 and "its weights lack pooler" in error[-1]
+
+
+def test_packed_pictures_are_those_of_the_steps(clips, backbone):
+    run(clips, backbone)
+    rows = "".join(f"{name},3,4,noise\n" for name in "abc")
+    (clips / "captions.csv").write_text("episode,start,end,text\n" + rows)
+    obs, out = f"--obs={clips.parent}/episodes/*.npy", clips / "mine"
+    program("scripts/pack.py", obs, f"--out={out}", f"--captions={clips}/captions.csv")
+    for episodes in (Episodes(out, split) for split in ("train", "val", "test")):
+        frame = frame_of(clips / f"{episodes.records[0]['id']}.mkv", 6)
+        assert len(episodes) == 1 and np.array_equal(episodes.pictures(0)[3], frame)
