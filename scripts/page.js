@@ -19,7 +19,7 @@ function clamp(x, least, most) {
 const rate = data.rate                             // steps per second; times are in steps without
 const decimals = Math.max(Math.ceil(Math.log10(rate)), 0)                // that tell steps apart
 const time = step => rate ? (step / rate).toFixed(decimals) : step
-const moment = step => rate ? `${time(step)}\u00a0s` : `step ${step}`
+const moment = step => rate ? `${time(step)}\u00a0s` : `step\u00a0${step}`
 const duration = steps => rate ? `${time(steps)} s` : `${steps} steps`
 
 function put(element, text) {                                  // or a screen reader repeats it

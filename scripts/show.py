@@ -118,7 +118,8 @@ def describe(split, episodes, counts):
     print(f"  {share(counts['overlap'], n)} start before the last has ended", end="; ")
     print(f"{share(counts['cut'], n)} are cut off by the end")
     waiting = share(sum(wait > 0 for wait in waits), n)
-    print(f"  {waiting} wait for another to be written, at most {max(waits)} steps{in_seconds(rate, max(waits))}")
+    longest = f"{max(waits)} steps{in_seconds(rate, max(waits))}"
+    print(f"  {waiting} wait for another to be written, at most {longest}")
     print("  most frequent:", ", ".join(f"{text} {count}" for text, count in texts.most_common(8)))
 
 

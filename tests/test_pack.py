@@ -527,8 +527,6 @@ def test_show_measures_what_is_there(tmp_path, capsys):
     assert torch.equal(least.float(), every.amin(0)) and torch.equal(most.float(), every.amax(0))
     show.show(str(tmp_path))
     said = capsys.readouterr().out
-    assert (
-        "30 episodes of 40 to 40 steps (20 to 20 s), 1,200 steps, 0.17 hours at 2 steps per second" in said
-        and "warning: none" in said
-    )
+    assert "30 episodes of 40 to 40 steps (20 to 20 s), 1,200 steps, 0.17 hours at 2" in said
+    assert "warning: none" in said
     assert "120 captions, 3 different" in said

@@ -11,6 +11,7 @@ from conftest import program, toy_episode
 
 from data import Caption, Episodes
 
+
 @pytest.fixture
 def edited(shown):
     """The same page, opened to correct it where the encoder wrote on, unasked."""
@@ -277,10 +278,10 @@ def test_it_fits_a_phone_and_is_named_for_a_screen_reader(edited):
 
 @pytest.fixture
 def recorded(tmp_path):
-    """Ten episodes in which somebody jumps at step 33, captions of five that do not say so."""
+    """Seven episodes in which somebody jumps at step 33, captions of five that do not say so."""
     rng, rows = np.random.default_rng(0), ["episode,start,end,text"]
     (tmp_path / "raw").mkdir()
-    for n in range(10):
+    for n in range(7):
         _, obs, captions, *_ = toy_episode(f"ep{n}", rng)
         obs[33, 5] = 1
         np.save(tmp_path / f"raw/ep{n}.npy", obs)
@@ -294,9 +295,9 @@ def test_what_is_corrected_in_three_pages_is_learned(browser, save, a_run, recor
     pack = ["scripts/pack.py", "--obs=raw/*.npy", "--out=mine", "--fps=4"]
     run(*pack, "--captions=first.csv")
     of_train = ["--split=train", "--data=mine"]
-    run("scripts/page.py", a_run.parent, *of_train, "--episodes=0-7", "--html=index.html")
+    run("scripts/page.py", a_run.parent, *of_train, "--episodes=0-4", "--html=index.html")
     episodes, files = Episodes("mine", "train"), ["first.csv"]
-    for i in [i for i in range(8) if episodes.captions(i)]:
+    for i in [i for i in range(5) if episodes.captions(i)]:
         browser.open("about:blank")
         browser.open(f"file://{recorded}/index-{i}.html#t=33")
         browser.js("document.getElementById('edit').open = true")
@@ -307,8 +308,9 @@ def test_what_is_corrected_in_three_pages_is_learned(browser, save, a_run, recor
     assert len(files) == 4
     run(*pack, f"--captions={','.join(files)}")
     small = "--data=mine --out_dir=out --T=8 --n_embd=32 --n_layer=1 --n_head=2 --K=2 --device=cpu"
-    small += " --batch_size=16 --max_iters=200 --eval_interval=200 --learning_rate=5e-3"
-    run("train.py", *small.split(), "--feature_power=0", "--projector_lr=5e-3")
+    small += " --batch_size=16 --max_iters=60 --eval_interval=60 --warmup_iters=10"
+    small += " --learning_rate=1e-2 --projector_lr=1e-2 --feature_power=0 --predict_weight=0"
+    run("train.py", *small.split())
     shown = run("sample.py", "out", "--split=train", "--json", f"--episode={name}")
     written = [json.loads(line) for line in shown.splitlines()]
     assert 33 / 4 in [line["start"] for line in written if line["text"] == "jump"]
