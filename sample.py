@@ -94,7 +94,7 @@ def forecasts(encoder, predictor, obs, tok):
 
 def in_words(ids, under_way, tokenizer, rate):
     """A forecast (K,) as text. under_way: its first tokens may finish a caption."""
-    begins = {a: f"+{timestamp(a + 1, rate):g} " for a, _ in spans(ids)}
+    begins = {a: f"+{timestamp(a + 1, rate):.3g} " for a, _ in spans(ids)}
     begins |= {0: "..."} if under_way else {}
     return ", ".join(begins[a] + tokenizer.decode(ids[a:b]).strip() for a, b in spans(ids))
 

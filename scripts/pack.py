@@ -223,7 +223,8 @@ def read_caption(row, steps):
     if row.get("unit") == "seconds" and not fps:
         raise ValueError("the times are seconds: --fps=.. says how many steps a second has")
     times = f"start {start!s:.80}, end {end!s:.80}"
-    rate = fps if fps and row.get("unit") != "steps" else 1
+    in_steps = not fps or row.get("unit") == "steps"
+    rate = 1 if in_steps else fps
     try:
         if bool in (type(start), type(end)):
             raise TypeError
@@ -235,9 +236,9 @@ def read_caption(row, steps):
         raise ValueError(f"{times}: it ends before it starts")
     if not 0 <= first < steps or not last < math.inf:
         hint = f"--fps={fps:g} makes times seconds" if fps else "--fps=.. makes times seconds"
-        name = row["episode"]
-        raise ValueError(f"{times}; episode {name} has steps 0 .. {steps - 1}; {hint}")
-    if rate == 1 and first % 1:
+        has = f"steps 0 .. {steps - 1}" if in_steps else f"{steps / fps:g} seconds"
+        raise ValueError(f"{times}; episode {row['episode']} has {has}; {hint}")
+    if in_steps and first % 1:
         raise ValueError(f"{times}: a step is a whole number; --fps=.. makes times seconds")
     first = int(first + 1e-6)
     return Caption(first, min(max(math.ceil(last - 1e-6), first + 1), steps), text)

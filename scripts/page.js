@@ -16,9 +16,11 @@ function clamp(x, least, most) {
   return Math.min(Math.max(x, least), most)
 }
 
-const rate = data.about?.rate                      // steps per second; times are in steps without
-const time = step => rate ? +(step / rate).toFixed(3) : step
-const moment = step => rate ? `${time(step)} s` : `step ${step}`
+const rate = data.rate                             // steps per second; times are in steps without
+const decimals = Math.max(Math.ceil(Math.log10(rate)), 0)                // that tell steps apart
+const time = step => rate ? (step / rate).toFixed(decimals) : step
+const moment = step => rate ? `${time(step)}\u00a0s` : `step\u00a0${step}`
+const duration = steps => rate ? `${time(steps)} s` : `${steps} steps`
 
 function put(element, text) {                                  // or a screen reader repeats it
   if (element.textContent !== text) element.textContent = text
@@ -33,6 +35,7 @@ function f1(hit, missed, wrong) {
 function showIndex() {
   $("index").hidden = false
   $("of").textContent = data.title
+  $("unit").textContent = rate ? "seconds" : "steps"
   const total = { id: "all" }
   const counted = ["steps", "hit", "missed", "false"]
   for (const k of counted) total[k] = data.pages.reduce((sum, page) => sum + (page[k] || 0), 0)
@@ -40,7 +43,7 @@ function showIndex() {
     const counts = counted.map(k => page[k] || 0)
     const told = ["doubt", "surprise"].map(k => page.link ? page[k].toFixed(1) : "")
     const name = page.link ? make("a", { href: page.link }, page.id) : make("strong", {}, page.id)
-    const cells = [...counts, f1(...counts.slice(1)), ...told]
+    const cells = [time(counts[0]), ...counts.slice(1), f1(...counts.slice(1)), ...told]
     const numbers = cells.map(x => make("td", { className: "number" }, String(x)))
     $("pages").append(make("tr", {}, make("td", {}, name), ...numbers))
   }
@@ -167,9 +170,8 @@ function seek(t, scroll = true) {
   if (!(t >= 0) || t === step) return
   step = t
   $("at").value = t
-  const seconds = rate ? ` · ${(t / rate).toFixed(1)} s` : ""
-  $("at").setAttribute("aria-valuetext", `step ${t} of ${N - 1}${seconds}`)
-  $("where").textContent = `step ${t} / ${N - 1}${seconds}`
+  $("at").setAttribute("aria-valuetext", `${moment(t)} of ${time(N - 1)}`)
+  $("where").textContent = `${moment(t)} / ${time(N - 1)}`
   put($("true-now"), latest("true"))
   put($("written-now"), latest("written"))
   $("word").textContent = `${data.words[data.tok[t]]} (${(data.prob[t] / 10).toFixed(0)} %)`
@@ -223,10 +225,11 @@ function showTitle() {
   const unsure = unknown ? `, ${unknown} written where nobody annotated` : ""
   document.title = `Captions of ${about.id}`
   $("name").textContent = `Episode ${about.id}`
-  $("about").textContent = `${about.source}, ${about.split} · ${about.run} · ${N} steps`
+  $("about").textContent = `${about.source}, ${about.split} · ${about.run} · ${duration(N)}`
   $("score").textContent = `${hit} of ${hit + missed} captions hit, ${wrong} false${unsure}`
     + ` · F1 ${f1(hit, missed, wrong)}`
   $("unknown-legend").hidden = !unknown
+  $("tolerance").textContent = duration(3)
   for (const name of document.querySelectorAll(".unit")) name.append(rate ? ", s" : ", step")
 }
 
@@ -240,7 +243,7 @@ function drawCurve() {
 function beginAhead() {
   $("ahead-title").parentElement.hidden = !K                           // a run without a predictor
   for (let j = 1; j <= K; j++) {
-    const cells = ["+" + (rate ? moment(j) : j), "", "", "", ""].map(x => make("td", {}, x))
+    const cells = ["+" + time(j), "", "", "", ""].map(x => make("td", {}, x))
     cells[2].className = "chance"
     $("ahead").append(make("tr", {}, ...cells))
   }
@@ -255,10 +258,10 @@ function beginPictures() {
 }
 
 function offerSpeeds() {
-  const usual = rate || 5
-  for (const value of [...new Set([1, 2, 5, 10, 20, 60, usual])].sort((a, b) => a - b)) {
-    const option = { value, selected: value === usual }
-    $("speed").append(make("option", option, `${value} steps/s`))
+  const speeds = rate ? [.25, .5, 1, 2, 4, 10] : [1, 2, 5, 10, 20, 60]
+  for (const speed of speeds) {
+    const option = { value: speed * (rate || 1), selected: speed === (rate ? 1 : 5) }
+    $("speed").append(make("option", option, rate ? `${speed}×` : `${speed} steps/s`))
   }
 }
 

@@ -137,8 +137,8 @@ def thousandths(p):
 
 
 def write(path, about, rows, tok, prob, ahead, tokenizer, pictures, **more):
-    """The page of an episode: what sample.read returns, and more: `texts` that complete,
-    `silences`, `features` to draw. Returns its size in bytes."""
+    """The page of an episode: what sample.read returns, and more: `rate` in steps per second,
+    `texts` that complete, `silences`, `features` to draw. Returns its size in bytes."""
     ids, probs = ahead
     used = {*tok.tolist(), *ids.flatten().tolist()} - {END, SILENCE}
     words = {END: "(end)", SILENCE: "(silence)"}
@@ -155,12 +155,12 @@ def page_of(index, i):
     return str(Path(index).with_name(f"{Path(index).stem}-{i}.html"))
 
 
-def write_index(path, title, pages):
+def write_index(path, title, rate, pages):
     """Links to pages of dict(id, link, steps, hit, missed, false, doubt, surprise), in the order
     in which labels would tell."""
     pages = [page | dict(link=Path(page["link"]).name) for page in pages]
     pages.sort(key=lambda page: -page["doubt"] - page["surprise"])
-    fill(path, dict(title=title, pages=pages))
+    fill(path, dict(title=title, rate=rate, pages=pages))
 
 
 def chosen(source):
@@ -188,15 +188,15 @@ def main():
     folder = config["folder"]
     source = Episodes(data or sample.data_of(folder, config["data"]), split)
     names, texts = named_features(source.folder, source.meta["obs_dim"]), texts_of(source)
-    pages = []
+    rate, pages = source.meta["steps_per_second"], []
     for i in chosen(source):
         name, annotated = source.records[i]["id"], source.records[i]["annotated"]
         path = page_of(html, i) if episodes else html
         rows, tok, prob, ahead = sample.read(encoder, predictor, source, i, tokenizer, min_prob)
         about = dict(id=name, split=split, source=str(source.folder), run=str(folder))
-        about["rate"] = source.meta["steps_per_second"]
         pictures = source.pictures(i)
-        more = dict(texts=texts, silences=silences(source.captions(i), annotated, len(tok)))
+        spans = silences(source.captions(i), annotated, len(tok))
+        more = dict(rate=rate, texts=texts, silences=spans)
         if pictures is None:
             more["features"] = heat_map(encoder.projector, source.obs(i), names)
         size = write(path, about, rows, tok, prob, ahead, tokenizer, pictures, **more)
@@ -205,7 +205,7 @@ def main():
         scores = doubts(tok, prob, ahead) | kinds
         pages.append(dict(id=name, link=path, steps=len(tok), **scores))
     if episodes:
-        write_index(html, f"{source.folder}, {split}; {folder}", pages)
+        write_index(html, f"{source.folder}, {split}; {folder}", rate, pages)
         print(html)
 
 

@@ -5,8 +5,10 @@ let before = []                                                    // what undo 
 let chosen = null                                                         // the one that is edited
 let draft = null                                          // the span of a new one, else this step's
 let saved = true
+let fate = ""                                                   // of what is corrected, in words
 let store                                                          // names this work in the browser
 
+const KEPT = "not saved yet, kept in this browser"
 const inTime = (a, b) => a.start - b.start || a.end - b.end
 const clean = text => text.trim().replace(/\s+/g, " ")
 const here = () => ({ start: step, end: step + 1, text: "" })
@@ -27,33 +29,37 @@ function begin() {
     const kept = JSON.parse(localStorage.getItem(store))
     if (kept) ({ items, saved } = kept)
   } catch {}                                                         // a browser that keeps nothing
+  if (!saved) fate = KEPT
   $("edit").open = !saved
   $("texts").append(...data.texts.map(value => make("option", { value })))
   drawEdits()
   showWork()
 }
 
-function showWork(fate = "kept in this browser") {
+function told({ start, end, text, by }) {
+  return `${text || "nothing"} from ${moment(start)} to ${moment(end)}, by ${by}`
+}
+
+function showWork() {
   const count = `${items.filter(item => item.text).length} captions`
-  put($("work"), saved ? count : `${count}; not saved yet, ${fate}`)
+  put($("work"), [chosen && told(chosen), count, fate].filter(Boolean).join("; "))
   $("undo").disabled = !before.length
 }
 
 function keep() {
+  fate = saved ? "saved" : KEPT
   try {
     localStorage.setItem(store, JSON.stringify({ items, saved }))
-    showWork()
   } catch {
-    showWork("lost when the page is closed")
+    if (!saved) fate = "not saved yet, lost when the page is closed"
   }
 }
 
 function drawEdits() {
   drawTrack($("edits"), items, item => {
-    const what = item.text || "nothing"
-    const title = `${what} from ${moment(item.start)} to ${moment(item.end)}, by ${item.by}`
     const className = `chip ${item.by} ${item.text ? "" : "silent"}`
-    return { tag: "button", label: what, title, className, onclick: () => choose(item) }
+    const look = { tag: "button", label: item.text || "nothing", title: told(item), className }
+    return { ...look, onclick: () => choose(item) }
   })
   $("edits").append(make("div", { id: "draft" }))
   markNow()
@@ -83,6 +89,7 @@ function choose(item, span = null) {
     chip.setAttribute("aria-pressed", chip.caption === item)
   }
   showFields()
+  showWork()
 }
 
 function become(next, item = null) {
@@ -142,13 +149,16 @@ function save() {
   const typed = clean($("text").value)
   if (typed && typed !== chosen?.text) fromFields(typed)
   const episode = data.about.id
+  const unit = rate ? "seconds" : "steps"
+  const exact = step => step / (rate || 1)                      // unrounded, it is the step again
   const lines = items.map(({ start, end, text, by, sure }) => (
-    { episode, start, end, text, unit: "steps", by, sure }))
+    { episode, start: exact(start), end: exact(end), text, unit, by, sure }))
   const file = (lines.length ? lines : [{ episode }]).map(line => JSON.stringify(line) + "\n")
   const href = URL.createObjectURL(new Blob(file, { type: "application/jsonl" }))
   make("a", { href, download: `captions-${episode.replace(/[^\w.-]+/g, "_")}.jsonl` }).click()
   saved = true
   keep()
+  showWork()
 }
 
 function drag(event) {                                     // a new span, a caption, or its end

@@ -87,6 +87,11 @@ def text_statistics(episodes, tokenizer):
     return counts
 
 
+def in_seconds(rate, *steps):
+    """Numbers of steps as ' (1.2 to 3 s)'; '' where no rate is known."""
+    return " (" + " to ".join(f"{n / rate:g}" for n in steps) + " s)" if rate else ""
+
+
 def share(n, total):
     return f"{n} ({100 * n / max(total, 1):.0f} %)"
 
@@ -99,8 +104,8 @@ def describe(split, episodes, counts):
     texts, tokens, waits = counts["texts"], counts["tokens"], counts["waits"]
     n = texts.total()
     known = share(counts["known"], total)
-    print(f"{split}: {len(steps)} episodes of {min(steps)} to {max(steps)} steps", end=", ")
-    print(f"{total:,} steps{hours}")
+    print(f"{split}: {len(steps)} episodes of {min(steps)} to {max(steps)} steps", end="")
+    print(f"{in_seconds(rate, min(steps), max(steps))}, {total:,} steps{hours}")
     print(f"  annotated: {known} of the steps; {n} captions, {len(texts)} different")
     if not n:
         return
@@ -110,7 +115,8 @@ def describe(split, episodes, counts):
     print(f"  {share(counts['overlap'], n)} start before the last has ended", end="; ")
     print(f"{share(counts['cut'], n)} are cut off by the end")
     waiting = share(sum(wait > 0 for wait in waits), n)
-    print(f"  {waiting} wait for another to be written, at most {max(waits)} steps")
+    longest = f"{max(waits)} steps{in_seconds(rate, max(waits))}"
+    print(f"  {waiting} wait for another to be written, at most {longest}")
     print("  most frequent:", ", ".join(f"{text} {count}" for text, count in texts.most_common(8)))
 
 
@@ -128,7 +134,7 @@ def observation_warnings(mean, std, least, most):
             yield f"{len(dims)} of the dims ({names}) {problem}"
 
 
-def text_warnings(counts):
+def text_warnings(counts, rate):
     """counts: {split: what text_statistics says}."""
     for split in SPLITS:
         if split not in counts:
@@ -140,8 +146,8 @@ def text_warnings(counts):
         late = sum(wait > TOLERANCE for wait in of_split["waits"])
         if late > texts.total() / 10:
             yield (
-                f"{split}: {late} of {texts.total()} captions wait more than {TOLERANCE} steps: "
-                "merge or shorten some, or use more steps"
+                f"{split}: {late} of {texts.total()} captions wait more than {TOLERANCE} steps"
+                f"{in_seconds(rate, TOLERANCE)}: merge or shorten some, or use more steps"
             )
         if of_split["silence"] < of_split["known"] / 5:
             yield f"{split}: less than a fifth of the annotated steps is silence: too dense"
@@ -201,7 +207,7 @@ def show(folder):
     )
     warnings += [
         *observation_warnings(mean, std, least, most),
-        *text_warnings(counts),
+        *text_warnings(counts, meta["steps_per_second"]),
         *identity_warnings(identical_episodes(splits)),
         *group_warnings(splits),
     ]

@@ -4,7 +4,8 @@ Captions a stream of raw embeddings as it arrives on stdin, at constant cost and
     producer | python -m scripts.stream out/mine
 
 A line per caption when it is complete: start, confidence (its least sure token), text. Times are
-seconds where the run's data set is at hand and says how many steps a second has, else steps.
+seconds ("2.1 s") where the run's data set is at hand and says how many steps a second has, else
+steps.
 """
 
 import sys
@@ -79,7 +80,8 @@ def follow_stdin(encoder, tokenizer, rate=None):
         start, end = (timestamp(step, rate) for step in span)
         line = dict(start=start, end=end, unit="seconds" if rate else "steps", text=text)
         line = dumps(line | dict(sure=round(sure, 3)))
-        print(line if json else f"{start:7g}  {sure:.2f}  {text}", flush=True)
+        when = f"{start:9.3f} s" if rate else f"{start:7}"
+        print(line if json else f"{when}  {sure:.2f}  {text}", flush=True)
     p50, p99 = np.percentile(seconds, (50, 99)) * 1000
     latest = f"{p50:.2f} ms (p50), {p99:.2f} ms (p99); latest {len(seconds)} steps"
     print(f"a step took {latest}", file=sys.stderr)

@@ -24,7 +24,8 @@ FLAGS = (
     "--disable-background-networking --disable-component-update "
     "--disable-sync --disable-dev-shm-usage --remote-debugging-pipe"
 ).split()
-ABOUT = dict(id="<b>one</b>", split="test", source="data/toy", run="out/toy/step-000001", rate=5)
+ABOUT = dict(id="<b>one</b>", split="test", source="data/toy", run="out/toy/step-000001")
+RATE = 5  # steps per second
 TEXTS = ["open door", "walk", '</script> quote " and ünïcode']
 
 
@@ -154,7 +155,7 @@ def episode(path, steps=60, pictures=True, K=4, **more):
         ahead,
         tokenizer,
         frames,
-        **dict(texts=TEXTS, silences=[]) | more,
+        **dict(rate=RATE, texts=TEXTS, silences=[]) | more,
     )
     return rows, tok, ahead, tokenizer, frames, size
 

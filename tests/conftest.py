@@ -9,6 +9,7 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
+from browser import CHROMIUM, showing, started
 
 from data import Caption, Episode, Episodes, Tokenizer, read_stream, write_shard
 from encoder import Encoder
@@ -38,8 +39,24 @@ def program(path, *arguments):
             runpy.run_path(str(ROOT / path), run_name="__main__")
         except SystemExit as ended:
             code = ended.code or 0
-    torch.use_deterministic_algorithms(False)
+    if torch.are_deterministic_algorithms_enabled():  # to say so imports a compiler: seconds
+        torch.use_deterministic_algorithms(False)
     return code, out.getvalue(), err.getvalue()
+
+
+@pytest.fixture(scope="session")
+def browser():
+    if not CHROMIUM:
+        pytest.skip("Chromium is not installed: apt-get install chromium")
+    with started() as browser:
+        yield browser
+
+
+@pytest.fixture
+def shown(browser, tmp_path):
+    """Opens a page as browser.episode writes it."""
+    with showing(browser, tmp_path / "episode.html") as show:
+        yield show
 
 
 @pytest.fixture

@@ -80,5 +80,5 @@ def test_experiment_1_runs_end_to_end_in_miniature(recordings, tmp_path):
         f"--recordings={recordings}",
         f"--recording={stem_of('test')}",
     )
-    assert "15 steps of 4 frames" in shown and "sure  written" in shown
+    assert ".mp4: 3 seconds" in shown and " seconds  sure  written" in shown
     assert "oak log" in script("sample.py", f"--out_dir={out}")

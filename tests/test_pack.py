@@ -119,6 +119,18 @@ def test_times_in_seconds(folder, packed):
     found = packed(fps=10.0)
     assert [found[f"ep{n}"][2][0][:2] for n in range(3)] == [(5, 13), (20, 21), (29, 30)]
     assert json.loads((folder / "mine/meta.json").read_text())["steps_per_second"] == 10
+    message = refused(packed, fps=20.0, captions=str(folder / "captions.csv"))
+    assert "episode ep1 has 1.5 seconds" in message
+    found = packed(fps=1.0)  # a fraction of a second is no fraction of a step
+    assert [found[f"ep{n}"][2][0][:2] for n in range(2)] == [(0, 2), (2, 3)]
+
+
+@pytest.mark.parametrize("rate", [0.1, 7, 29.97, 30, 44100 / 512])
+def test_steps_told_in_seconds_are_the_same_steps_again(rate, monkeypatch):
+    monkeypatch.setattr(pack, "fps", rate)
+    for step in range(10_000):
+        row = dict(episode="a", start=step / rate, end=(step + 1) / rate, text="x", unit="seconds")
+        assert pack.read_caption(row, 10_000) == (step, step + 1, "x")
 
 
 def test_what_sample_py_writes_is_accepted_as_captions(folder, packed):
@@ -493,10 +505,8 @@ def test_show_measures_what_is_there(tmp_path, capsys):
     assert torch.equal(least.float(), every.amin(0)) and torch.equal(most.float(), every.amax(0))
     show.show(str(tmp_path))
     said = capsys.readouterr().out
-    assert (
-        "30 episodes of 40 to 40 steps, 1,200 steps, 0.17 hours at 2 steps per second" in said
-        and "warning: none" in said
-    )
+    assert "30 episodes of 40 to 40 steps (20 to 20 s), 1,200 steps, 0.17 hours at 2" in said
+    assert "warning: none" in said
     assert "120 captions, 3 different" in said
 
 

@@ -100,7 +100,8 @@ def test_follow_writes_a_caption_as_soon_as_it_is_complete(a_run, toy):
     process.stdin.write(raw.tobytes())
     process.stdin.flush()
     line = process.stdout.readline()  # printed though stdin has not ended
-    assert line and int(line.split()[0]) < 40, process.stderr.read()
+    start, unit = line.split()[:2] or [40, b""]
+    assert float(start) < 40 and unit == b"s", process.stderr.read()
     process.stdin.close()
     assert b"(p99)" in process.stderr.read() and process.wait() == 0
     watch.cancel()

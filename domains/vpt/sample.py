@@ -3,7 +3,7 @@ Captions of one Minecraft recording, straight from its mp4.
 
     python -m domains.vpt.sample --out_dir=out/exp1 --recording=clip.mp4 --weights=..
 
-A line per caption: its first step, the probability of its least sure token, its text.
+A line per caption: its start in seconds, the probability of its least sure token, its text.
 """
 
 from pathlib import Path
@@ -12,7 +12,7 @@ from configurator import configure, run
 from data import Tokenizer, read_stream
 from domains.vpt.embed import embed_recording
 from domains.vpt.network import VPT
-from domains.vpt.recordings import draw_arrow, read_cursor
+from domains.vpt.recordings import FPS, draw_arrow, read_cursor
 from encoder import Encoder
 from runtime.checkpoint import best, read_json, verify
 from runtime.distributed import pick_device
@@ -68,10 +68,10 @@ def main():
         raise ValueError(f"{mp4}: {error}") from None
     encoder = Encoder.from_pretrained(folder / "encoder").to(name).eval()
     tok, prob = encoder.annotate(obs.float()[None].to(name))  # (1, N)
-    print(f"{mp4}: {len(obs)} steps of {stride} frames\n\n step  sure  written")
+    print(f"{mp4}: {len(obs) * stride / FPS:g} seconds\n\n seconds  sure  written")
     for caption in read_stream(tok[0].cpu(), Tokenizer.from_file(folder / "tokenizer.json")):
         sure = prob[0, caption.start : caption.end].min().item()
-        print(f"{caption.start:5}  {sure:.2f}  {caption.text}")
+        print(f"{caption.start * stride / FPS:8g}  {sure:.2f}  {caption.text}")
 
 
 if __name__ == "__main__":
