@@ -1,4 +1,5 @@
 import contextlib
+import functools
 import io
 import json
 import multiprocessing
@@ -10,8 +11,9 @@ import numpy as np
 import pytest
 import torch
 
+import train
 from data import Caption, Episode, Episodes, Tokenizer, read_stream, write_meta, write_shard
-from encoder import Encoder
+from encoder import Encoder, Reader
 from model import Config, GPTNeoX
 from runtime import checkpoint
 from train import Predictor
@@ -32,13 +34,22 @@ def program(path, *arguments):
     """`python path arguments`, in this process: (exit code, stdout, stderr)."""
     out, err, code = io.StringIO(), io.StringIO(), 0
     argv = mock.patch("sys.argv", [path, *map(str, arguments)])
-    with argv, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+    settings = mock.patch.dict(vars(train))
+    with argv, settings, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
             runpy.run_path(str(ROOT / path), run_name="__main__")
         except SystemExit as ended:
             code = ended.code or 0
     torch.use_deterministic_algorithms(False)
     return code, out.getvalue(), err.getvalue()
+
+
+@pytest.fixture(scope="module")
+def quick_reader():
+    """A reader that learns for a moment, where what it learns is not looked at."""
+    quick = functools.partialmethod(Reader.fit, updates=40)
+    with mock.patch.object(Reader, "fit", quick):
+        yield
 
 
 @pytest.fixture
