@@ -12,6 +12,7 @@ all that is read is as it was.
 """
 
 import argparse
+import functools
 import os
 import random
 import resource
@@ -58,19 +59,24 @@ def make_data(folder):
     return folder
 
 
-def child(data, out, output, limit):
-    """train.py in this process, whose files may have at most `limit` bytes; never returns."""
+def fork(task, output, limit=None):
+    """Does task() in a process of its own, which prints to the file `output`. Returns its id.
+
+    limit: bytes that no file may exceed, as on a full disk.
+    """
+    process = os.fork()
+    if process:
+        return process
     code = 1
-    descriptor = os.open(output, os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
-    for stream in (1, 2):
-        os.dup2(descriptor, stream)
-    sys.stdout, sys.stderr = open(1, "w"), open(2, "w")
-    if limit:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
     try:
+        descriptor = os.open(output, os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
+        for stream in (1, 2):
+            os.dup2(descriptor, stream)
+        sys.stdout, sys.stderr = open(1, "w"), open(2, "w")
+        if limit:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
         torch.set_num_threads(1)
-        sys.argv = [*SETTINGS, f"--data={data}", f"--out_dir={out}"]
-        configurator.run(train.main)
+        task()
         code = 0
     except SystemExit as stopped:
         code = stopped.code
@@ -82,23 +88,30 @@ def child(data, out, output, limit):
         os._exit(code)
 
 
+def wait(process):
+    """Its exit code; -9 where it was killed."""
+    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+
+
+def trains(data, out):
+    sys.argv = [*SETTINGS, f"--data={data}", f"--out_dir={out}"]
+    configurator.run(train.main)
+
+
 def run(data, out, kill_after=None, limit=None):
     """A run of train.py in a process of its own: (exit code, what it printed).
 
     kill_after: (evaluations, seconds) to wait for before it is killed.
     """
     output = data.parent / "output.txt"
-    process = os.fork()
-    if process == 0:
-        child(data, out, output, limit)
+    process = fork(functools.partial(trains, data, out), output, limit)
     if kill_after:
         log = out / "log.jsonl"
         while not log.exists() or log.read_text().count("\n") < kill_after[0]:
             time.sleep(0.001)
         time.sleep(kill_after[1])
         os.kill(process, signal.SIGKILL)
-    _, status = os.waitpid(process, 0)
-    return os.waitstatus_to_exitcode(status), output.read_text()
+    return wait(process), output.read_text()
 
 
 def same(one, two):

@@ -1,4 +1,5 @@
 import contextlib
+import functools
 import io
 import json
 import multiprocessing
@@ -11,8 +12,9 @@ import pytest
 import torch
 from browser import CHROMIUM, showing, started
 
+import train
 from data import Caption, Episode, Episodes, Tokenizer, read_stream, write_shard
-from encoder import Encoder
+from encoder import Encoder, Reader
 from model import Config, GPTNeoX
 from runtime import checkpoint
 from runtime.shards import write_meta
@@ -34,7 +36,8 @@ def program(path, *arguments):
     """`python path arguments`, in this process: (exit code, stdout, stderr)."""
     out, err, code = io.StringIO(), io.StringIO(), 0
     argv = mock.patch("sys.argv", [path, *map(str, arguments)])
-    with argv, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+    settings = mock.patch.dict(vars(train))
+    with argv, settings, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
             runpy.run_path(str(ROOT / path), run_name="__main__")
         except SystemExit as ended:
@@ -57,6 +60,14 @@ def shown(browser, tmp_path):
     """Opens a page as browser.episode writes it."""
     with showing(browser, tmp_path / "episode.html") as show:
         yield show
+
+
+@pytest.fixture(scope="module")
+def quick_reader():
+    """A reader that learns for a moment, where what it learns is not looked at."""
+    quick = functools.partialmethod(Reader.fit, updates=40)
+    with mock.patch.object(Reader, "fit", quick):
+        yield
 
 
 @pytest.fixture

@@ -7,18 +7,18 @@ TERM, INT: that signal; INTINT: twice; KILL: between forward and backward; NAN: 
 on; none: nothing.
 """
 
-import multiprocessing
+import functools
+import importlib
 import os
-import resource
 import signal
 import sys
 import tempfile
-import traceback
 from pathlib import Path
 
 import torch
 
 import train
+from bench.faults import fork, wait
 from configurator import run
 from runtime import checkpoint, distributed
 
@@ -49,32 +49,21 @@ def main(what, at, arguments):
     run(train.main)
 
 
-def child(rank, n, meeting, dtype, limit, what, at, arguments):
+def read_rank():
+    """Takes RANK and WORLD_SIZE from the environment again: a fork has what was imported before."""
+    for module in (distributed, checkpoint):
+        importlib.reload(module)
+
+
+def one(rank, n, meeting, dtype, *rest):
     """One of the processes of `start`."""
-    output = os.open(f"{meeting}/{rank}.txt", os.O_CREAT | os.O_WRONLY)
-    for stream in (1, 2):
-        os.dup2(output, stream)
-    sys.stdout, sys.stderr, code = open(1, "w"), open(2, "w"), 1
-    try:
-        torch.set_num_threads(1)
-        torch.set_default_dtype(dtype)
-        if limit:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-        if n > 1:
-            for module in (distributed, checkpoint):
-                module.RANK, module.WORLD = rank, n
-            store = distributed.dist.FileStore(f"{meeting}/store", n)
-            distributed.dist.rendezvous = lambda _: iter([(store, rank, n)])
-        main(what, at, arguments)
-        code = 0
-    except SystemExit as stopped:
-        code = stopped.code
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+    torch.set_default_dtype(dtype)
+    os.environ |= dict(RANK=str(rank), WORLD_SIZE=str(n))
+    read_rank()
+    if n > 1:
+        store = distributed.dist.FileStore(f"{meeting}/store", n)
+        distributed.dist.rendezvous = lambda _: iter([(store, rank, n)])
+    main(*rest)
 
 
 def start(n, arguments, what="none", at=-1, dtype=torch.float32, limit=None):
@@ -82,17 +71,16 @@ def start(n, arguments, what="none", at=-1, dtype=torch.float32, limit=None):
 
     limit: bytes that no file may exceed, as on a full disk.
     """
-    context = multiprocessing.get_context("forkserver")
+    importlib.import_module("torch._inductor")  # train.py needs it: once, before the forks
     with tempfile.TemporaryDirectory() as meeting:
-        rest = n, meeting, dtype, limit, what, at, arguments
-        children = [context.Process(target=child, args=(rank, *rest)) for rank in range(n)]
-        for process in children:
-            process.start()
-        for process in children:
-            process.join()
-        printed = [Path(f"{meeting}/{rank}.txt").read_text() for rank in range(n)]
-    return list(zip([process.exitcode for process in children], printed, strict=True))
+        outputs, processes = [Path(meeting, f"{rank}.txt") for rank in range(n)], []
+        for rank, output in enumerate(outputs):
+            task = functools.partial(one, rank, n, meeting, dtype, what, at, arguments)
+            processes.append(fork(task, output, limit))
+        codes = [wait(process) for process in processes]
+        return list(zip(codes, [output.read_text() for output in outputs], strict=True))
 
 
 if __name__ == "__main__":
+    read_rank()
     main(sys.argv[1], int(sys.argv[2]), sys.argv[3:])

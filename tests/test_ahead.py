@@ -3,7 +3,6 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from torch.nn.attention.flex_attention import flex_attention
 
 import train
 from data import END, SILENCE, Batch
@@ -159,6 +158,8 @@ def test_under_autocast_attention_is_in_bfloat16():
 
 @pytest.mark.parametrize("T, K, stride", SHAPES)
 def test_the_rule_for_flex_attention_is_the_mask(T, K, stride):
+    from torch.nn.attention.flex_attention import flex_attention  # slow to import
+
     qkv = [x.detach() for x in attention_inputs(T, K, stride, torch.float32)[0]]
     mask = train.flex_mask.__wrapped__(T, K, stride, qkv[0].shape[2], "cpu")
     ours = flex_attention(*qkv, block_mask=mask)

@@ -16,10 +16,10 @@ def contents(folder):
     return {p.name: p.read_bytes() for p in folder.iterdir()}
 
 
-def make(folder):
-    """In a thread: a process takes seconds to start."""
-    with mock.patch.object(crafter_play, "get_context", lambda _: multiprocessing.dummy):
-        crafter_play.make(folder, processes=1, **SMALL)
+def make(folder, processes=1, context=multiprocessing.dummy):
+    """In a thread, or in forks: a process that is spawned takes seconds to start."""
+    with mock.patch.object(crafter_play, "get_context", lambda _: context):
+        crafter_play.make(folder, processes=processes, **SMALL)
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +30,7 @@ def made(tmp_path_factory):
 
 
 def test_the_same_seed_gives_the_same_bytes_on_any_number_of_processes(made):
-    crafter_play.make(made.parent / "two", processes=2, **SMALL)
+    make(made.parent / "two", processes=2, context=multiprocessing.get_context("fork"))
     assert contents(made) == contents(made.parent / "two")
 
 

@@ -1,8 +1,5 @@
-import subprocess
-import sys
-
 import pytest
-from conftest import ROOT
+from conftest import ROOT, program
 
 pytest.importorskip("av", reason="pip install -r requirements-vpt.txt")
 import vpt_made  # noqa: E402
@@ -22,12 +19,11 @@ SMALL = [
 ]
 
 
-def script(*arguments):
-    done = subprocess.run(
-        [sys.executable, *map(str, arguments)], cwd=ROOT, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+def well(ended):
+    """What a program printed, whose exit code must be 0."""
+    code, out, err = ended
+    assert code == 0, err
+    return out
 
 
 def stem_of(split):
@@ -44,41 +40,26 @@ def recordings(tmp_path):
     return tmp_path / "recordings"
 
 
-def test_experiment_1_runs_end_to_end_in_miniature(recordings, tmp_path):
+@pytest.mark.usefixtures("quick_reader")
+def test_experiment_1_runs_end_to_end_in_miniature(recordings, tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
     weights, data, pythia, out = (
         tmp_path / name for name in ("vpt.weights", "data", "pythia", "out")
     )
     vpt_made.save_weights(weights)
-    script(
-        "-m",
-        "domains.vpt.embed",
-        f"--weights={weights}",
-        f"--recordings={recordings}",
-        f"--out={data}",
-        "--workers=1",
-        "--lag=0.2",
-    )
+    places = f"--weights={weights}", f"--recordings={recordings}"
+    well(vpt_made.vpt("embed", *places, f"--out={data}", "--workers=1", "--lag=0.2"))
     tokenizer = Tokenizer.from_captions(["mine an oak log", "mine two oak logs"])
     GPTNeoX(Config(tokenizer.vocab_size + 10, 32, 2, 2)).save_pretrained(pythia)
     tokenizer.save(pythia / "tokenizer.json")
-    said = script(
-        "train.py",
-        "config/exp1.py",
-        f"--data={data}",
-        f"--init_from={pythia}",
-        f"--out_dir={out}",
-        *SMALL,
-    )
+    places = f"--data={data}", f"--init_from={pythia}", f"--out_dir={out}"
+    said = well(program("train.py", "config/exp1.py", *places, *SMALL))
     assert "1 of 1 training episodes annotated" in said
     assert "acts on nothing" in said
-    assert "perfect writer" in script("-m", "bench.report", out)
-    shown = script(
-        "-m",
-        "domains.vpt.sample",
-        f"--out_dir={out}",
-        f"--weights={weights}",
-        f"--recordings={recordings}",
-        f"--recording={stem_of('test')}",
+    assert "perfect writer" in well(program("bench/report.py", out))
+    places = f"--weights={weights}", f"--recordings={recordings}"
+    shown = well(
+        vpt_made.vpt("sample", *places, f"--out_dir={out}", f"--recording={stem_of('test')}")
     )
     assert ".mp4: 3 seconds" in shown and " seconds  sure  written" in shown
-    assert "oak log" in script("sample.py", f"--out_dir={out}")
+    assert "oak log" in well(program("sample.py", f"--out_dir={out}"))

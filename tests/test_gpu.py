@@ -1,24 +1,32 @@
 """bench.gpu in miniature, and the arithmetic of bench.exp1 against what models do."""
 
-import os
 import subprocess
 import sys
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import program
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
 from bench import exp1, gpu
 
 
-def test_in_miniature_all_is_well_on_a_cpu():
-    command, no_gpu = [sys.executable, "-m", "bench.gpu"], os.environ | {"CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(command, cwd=ROOT, env=no_gpu, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count("  ok\n") == 10
-    assert "tiny" in done.stdout.splitlines()[-1]
+def run_here(command, **how):
+    """As subprocess.run, of a Python program, in this process."""
+    assert command[0] == sys.executable
+    code, out, err = program(*command[1:])
+    return subprocess.CompletedProcess(command, code, out, err)
+
+
+def test_in_miniature_all_is_well_on_a_cpu(quick_reader, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", bool)
+    monkeypatch.setattr(torch.cuda, "device_count", int)
+    monkeypatch.setattr(subprocess, "run", run_here)
+    code, out, err = program("bench/gpu.py")
+    assert code == 0, out + err
+    assert out.count("  ok\n") == 10
+    assert "tiny" in out.splitlines()[-1]
 
 
 def test_a_kernel_that_is_wrong_or_fails_makes_the_exit_code_1(monkeypatch, capsys):
@@ -86,7 +94,7 @@ def test_parameters_are_those_of_the_published_models():
 
 
 def test_experiment_1_leaves_recordings_without_captions():
-    command = [sys.executable, "-m", "bench.exp1"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert "100 keep their captions (8.3 hours), 980 do not (81.7 hours)" in done.stdout
-    assert "\n160m " in done.stdout
+    code, out, err = program("bench/exp1.py")
+    assert code == 0, err
+    assert "100 keep their captions (8.3 hours), 980 do not (81.7 hours)" in out
+    assert "\n160m " in out

@@ -8,8 +8,6 @@ import torch.nn.functional as F
 
 from model import GPTNeoX
 
-transformers = pytest.importorskip("transformers")
-transformers.utils.logging.disable_progress_bar()
 SHAPE = dict(vocab_size=96, hidden_size=32, num_hidden_layers=3, num_attention_heads=4)
 CASES = {
     "as Pythia": dict(),
@@ -31,7 +29,15 @@ CASES = {
 }
 
 
-def saved_by_transformers(folder, dtype=torch.float32, shard="5GB", **changes):
+@pytest.fixture(scope="module")
+def transformers():
+    """Not imported at the top: every worker of pytest reads that, and it takes a second."""
+    module = pytest.importorskip("transformers")
+    module.utils.logging.disable_progress_bar()
+    return module
+
+
+def saved_by(transformers, folder, dtype=torch.float32, shard="5GB", **changes):
     """Random weights on disk (biases and norms too, so that a dropped one shows), in float32."""
     shape = SHAPE | dict(intermediate_size=128) | changes
     model = transformers.GPTNeoXForCausalLM(transformers.GPTNeoXConfig(**shape))
@@ -43,10 +49,10 @@ def saved_by_transformers(folder, dtype=torch.float32, shard="5GB", **changes):
 
 
 @pytest.fixture(scope="module", params=CASES.values(), ids=CASES.keys())
-def pair(request, tmp_path_factory):
+def pair(request, tmp_path_factory, transformers):
     folder = tmp_path_factory.mktemp("checkpoint")
     torch.manual_seed(0)
-    theirs = saved_by_transformers(folder, **request.param)
+    theirs = saved_by(transformers, folder, **request.param)
     assert ("shard" in request.param) == (len(list(folder.glob("*.safetensors"))) > 1)
     return GPTNeoX.from_pretrained(folder), theirs
 
@@ -102,8 +108,8 @@ def test_greedy_continuations_are_identical(pair):
 
 
 @torch.no_grad()
-def test_cache_equals_full_pass_and_transformers_beyond_2048_positions(tmp_path):
-    theirs = saved_by_transformers(tmp_path, num_hidden_layers=1)
+def test_cache_equals_full_pass_and_transformers_beyond_2048_positions(tmp_path, transformers):
+    theirs = saved_by(transformers, tmp_path, num_hidden_layers=1)
     ours = GPTNeoX.from_pretrained(tmp_path)
     tok = tokens(1, 2070)
     full, expected = ours(tok), theirs(tok).logits
@@ -114,7 +120,7 @@ def test_cache_equals_full_pass_and_transformers_beyond_2048_positions(tmp_path)
 
 
 @torch.no_grad()
-def test_saved_models_load_in_transformers_with_the_same_logits(pair, tmp_path):
+def test_saved_models_load_in_transformers_with_the_same_logits(pair, tmp_path, transformers):
     pair[0].save_pretrained(tmp_path)
     theirs = transformers.GPTNeoXForCausalLM.from_pretrained(tmp_path)
     again = GPTNeoX.from_pretrained(tmp_path)
@@ -123,7 +129,7 @@ def test_saved_models_load_in_transformers_with_the_same_logits(pair, tmp_path):
     assert torch.equal(again(tokens(2, 30)), pair[0](tokens(2, 30)))
 
 
-def test_runs_and_is_saved_in_the_dtype_asked_for(tiny, tmp_path):
+def test_runs_and_is_saved_in_the_dtype_asked_for(tiny, tmp_path, transformers):
     tiny.save_pretrained(tmp_path / "double")
     model = GPTNeoX.from_pretrained(tmp_path / "double", dtype=torch.bfloat16)
     assert model(tokens(2, 9) % 31).dtype == torch.bfloat16

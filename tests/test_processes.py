@@ -1,22 +1,23 @@
 """How many processes train, and in how many micro-batches, changes nothing: gloo on the CPU."""
 
+import functools
 import json
-import os
 import re
-import subprocess
-import sys
 
 import interrupted
 import pytest
 import torch
-from conftest import ROOT, toy
+from conftest import toy
 from test_runs import assert_same, contents
 
+from bench.faults import fork, wait
 from runtime import checkpoint
 
 SMALL = """--n_embd=16 --n_layer=2 --n_head=2 --T=16 --K=2 --batch_size=8 --n_annotated=4
     --device=cpu
-    --learning_rate=0.01 --projector_lr=0.01 --max_iters=20 --eval_interval=5""".split()
+    --learning_rate=0.01 --projector_lr=0.01 --max_iters=10 --eval_interval=5""".split()
+
+pytestmark = pytest.mark.usefixtures("quick_reader")
 
 
 @pytest.fixture(scope="module")
@@ -90,25 +91,25 @@ def test_four_processes_stop_at_the_same_step_and_go_on_bit_for_bit(four, data, 
 
 
 def test_a_killed_process_is_restarted_from_the_last_checkpoint(data, tmp_path):
-    start = "-m torch.distributed.run --standalone --nproc_per_node=2 --max_restarts=1".split()
-    command = [sys.executable, *start, "tests/interrupted.py", "KILL", "13", *SMALL]
+    """By torchrun, whose processes are forks: they need not import torch again."""
+    from torch.distributed.run import main as torchrun
+
+    start = "--standalone --nproc_per_node=2 --max_restarts=1 --run_path --start_method=fork"
+    command = [*start.split(), interrupted.__file__, "KILL", "7", *SMALL]
     command += [f"--data={data}", f"--out_dir={tmp_path / 'out'}"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert re.search("resuming from .*/step-000010", done.stdout)
+    code = wait(fork(functools.partial(torchrun, command), tmp_path / "printed"))
+    printed = (tmp_path / "printed").read_text()
+    assert code == 0, printed[-2000:]
+    assert re.search("resuming from .*/step-000005", printed)
     together(2, data, tmp_path / "whole")
     assert_same(checkpoint.newest(tmp_path / "whole"), checkpoint.newest(tmp_path / "out"))
 
 
 def test_the_fault_of_one_process_is_one_line(four, data):
     """The first one alone sees that another run is there, the others wait for it."""
-    start = "-m torch.distributed.run --standalone --nproc_per_node=2 train.py".split()
-    command = [sys.executable, *start, *SMALL, f"--data={data}", f"--out_dir={four}"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert done.returncode and "[rank1]" not in done.stderr
-    assert done.stderr.count(f"{four}/step-000020 is there: --resume") == 1
+    (code, text), (other, lost) = together(2, data, four, what="refused")
+    assert code == other == 2 and "Traceback" not in text + lost and "[rank1]" not in lost
+    assert (text + lost).count(f"{four}/step-000010 is there: --resume") == 1
 
 
 def test_where_a_process_is_killed_the_other_ends_in_one_line(data, tmp_path):
@@ -118,7 +119,8 @@ def test_where_a_process_is_killed_the_other_ends_in_one_line(data, tmp_path):
 
 
 def test_one_process_gone_bad_makes_all_skip_the_step(data, tmp_path):
-    (code, text), (other, nothing) = together(2, data, tmp_path / "out", what="NAN", at=5)
+    more = "--max_iters=20"
+    (code, text), (other, nothing) = together(2, data, tmp_path / "out", more, what="NAN", at=5)
     assert code == other == 2 and "step 14: ten steps in a row not finite" in text
     assert "Traceback" not in text + nothing
 

@@ -1,15 +1,15 @@
 """Runs that are interrupted, resumed, out of disk space, or broken."""
 
 import json
+import multiprocessing
 import re
 import shutil
-import subprocess
 import sys
 
 import interrupted as interruption
 import pytest
 import torch
-from conftest import ROOT, TEXTS, toy
+from conftest import TEXTS, toy
 from safetensors.torch import load_file
 from test_data_faults import obs
 
@@ -22,6 +22,7 @@ SMALL = """--n_embd=16 --n_layer=2 --n_head=2 --T=16 --K=2 --batch_size=4 --n_an
     --device=cpu --warmup_iters=5 --learning_rate=0.01 --projector_lr=0.01
     --max_iters=12 --eval_interval=4""".split()
 LAST = "step-000012"
+pytestmark = pytest.mark.usefixtures("quick_reader")
 
 
 @pytest.fixture(scope="module")
@@ -129,16 +130,22 @@ def test_two_runs_never_share_a_folder(finished, data, tmp_path):
     with pytest.raises(ValueError, match="step-000012 is there: --resume goes on"):
         run(data, finished)
     checkpoint.claim(tmp_path, False)  # gives up the other claim
-    other = f"""from runtime import checkpoint
-checkpoint.claim({str(finished)!r}, True)
-print(1, flush=True)
-input()"""
-    pipe = subprocess.PIPE
-    holder = subprocess.Popen([sys.executable, "-c", other], cwd=ROOT, stdin=pipe, stdout=pipe)
-    holder.stdout.readline()
+    context = multiprocessing.get_context("fork")
+    claimed, done = context.Event(), context.Event()
+
+    def hold():
+        checkpoint.claim(finished, True)
+        claimed.set()
+        done.wait()
+
+    holder = context.Process(target=hold)
+    holder.start()
+    claimed.wait(60)
     with pytest.raises(ValueError, match="another run writes there"):
         run(data, finished, "--resume=True")
-    holder.communicate(b"\n")
+    done.set()
+    holder.join()
+    run(data, finished, "--resume=True")  # now it is free
 
 
 def test_the_newest_checkpoints_and_the_best_stay(data, tmp_path, monkeypatch):

@@ -1,4 +1,5 @@
 import json
+import os
 import subprocess
 import sys
 from unittest import mock
@@ -119,31 +120,21 @@ def test_pages_and_an_index_are_written(a_run, tmp_path):
     assert '"id":"test-2"' in (pages / "index-2.html").read_text()
 
 
-@pytest.fixture
-def html(a_run, tmp_path):
-    """Runs sample.py --html in a folder of the user's, and returns its stdout."""
-
-    def call():
-        command = [sys.executable, str(ROOT / "sample.py"), f"--out_dir={a_run.parent}"]
-        command += ["--html=page.html"]
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        assert '"id":"test-0"' in (tmp_path / "page.html").read_text()
-        return done.stdout
-
-    return call
-
-
-def test_html_hands_over_to_the_page_from_any_folder(html, tmp_path, monkeypatch):
-    (tmp_path / "sitecustomize.py").write_text("print('on the path')")
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    assert html().count("on the path") == 2  # in sample.py and in scripts.page
-
-
-@pytest.mark.skipif(sys.version_info < (3, 11), reason="PYTHONSAFEPATH is new in Python 3.11")
-def test_html_hands_over_to_the_page_and_imports_nothing_of_the_folder_it_is_run_in(html, tmp_path):
-    (tmp_path / "model.py").write_text("raise SystemExit('not the model')")
-    assert "page.html  0." in html()
+def test_html_hands_over_to_the_page_and_imports_nothing_of_the_folder_it_is_run_in(
+    a_run, tmp_path
+):
+    path, here = tmp_path / "path", tmp_path / "here"
+    path.mkdir()
+    (path / "sitecustomize.py").write_text("print('on the path')")
+    here.mkdir()
+    if sys.version_info >= (3, 11):  # PYTHONSAFEPATH is new in it
+        (here / "model.py").write_text("raise SystemExit('not the model')")
+    command = [sys.executable, ROOT / "sample.py", f"--out_dir={a_run.parent}", "--html=page.html"]
+    environment = os.environ | {"PYTHONPATH": str(path)}
+    done = subprocess.run(command, cwd=here, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert '"id":"test-0"' in (here / "page.html").read_text() and "page.html  0." in done.stdout
+    assert done.stdout.count("on the path") == 2  # in sample.py and in scripts.page
 
 
 def test_a_relative_data_set_is_found_from_anywhere(a_run, printed, toy, monkeypatch):

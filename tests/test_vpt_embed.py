@@ -1,13 +1,9 @@
 """From recordings, or latents on disk, to episodes: nothing is lost, or done twice."""
 
-import contextlib
-import importlib
-import io
 import json
 import os
 import subprocess
 import sys
-from unittest import mock
 
 import numpy as np
 import pytest
@@ -20,10 +16,10 @@ from vpt_made import (
     save_weights,
     small,
     tick,
+    vpt,
     with_samples,
 )
 
-from configurator import run
 from data import Caption, Episodes
 from domains.vpt import embed as command
 from domains.vpt import episodes as writing
@@ -33,24 +29,6 @@ from domains.vpt.recordings import draw_arrow, pictures, read_lines
 from scripts.check import check
 
 pytest.importorskip("av")
-
-
-def vpt(program, *args):
-    """`python -m domains.vpt.<program> args` -> (exit status, stdout, stderr)."""
-    args = [*map(str, args)]
-    module = importlib.import_module(f"domains.vpt.{program}")
-    out, err, status = io.StringIO(), io.StringIO(), 0
-    with (
-        contextlib.redirect_stdout(out),
-        contextlib.redirect_stderr(err),
-        mock.patch("sys.argv", [program, *args]),
-        mock.patch.dict(vars(module)),
-    ):
-        try:
-            run(module.main)
-        except SystemExit as left:
-            status = left.code or 0
-    return status, out.getvalue(), err.getvalue()
 
 
 def played(steps=40):

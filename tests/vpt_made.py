@@ -1,18 +1,42 @@
-"""What the VPT tests share: recordings and weights made on the spot, and the samples."""
+"""What the VPT tests share: its programs, recordings and weights made on the spot, the samples."""
 
+import contextlib
+import importlib
+import io
 import json
 import os
 import zlib
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
 import torch
 
+from configurator import run
+
 ROOT = Path(__file__).resolve().parent.parent
 SAMPLES = Path(os.environ.get("SHARED", ROOT.parent / "shared")) / "vpt"
 with_samples = pytest.mark.skipif(not SAMPLES.exists(), reason=f"needs the samples in {SAMPLES}")
 torch.set_num_threads(1)
+
+
+def vpt(program, *args):
+    """`python -m domains.vpt.<program> args` -> (exit status, stdout, stderr)."""
+    args = [*map(str, args)]
+    module = importlib.import_module(f"domains.vpt.{program}")
+    out, err, status = io.StringIO(), io.StringIO(), 0
+    with (
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+        mock.patch("sys.argv", [program, *args]),
+        mock.patch.dict(vars(module)),
+    ):
+        try:
+            run(module.main)
+        except SystemExit as left:
+            status = left.code or 0
+    return status, out.getvalue(), err.getvalue()
 
 
 def recipe(name, shape, salt=0):
