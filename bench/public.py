@@ -41,7 +41,6 @@ out = "out/public"  # folder of the runs
 
 CONFIG = "config/embedding.py"
 RATE = 5  # steps per second of watch and motions
-SETTLED = 10  # steps from the change of an activity until what was seen settles which one it is
 PIECE = 3, 7  # seconds
 PIECES = 6  # in an episode
 PENALTIES = 1e-2, 1e-3, 1e-4
@@ -152,15 +151,14 @@ def in_a_row(recordings, hertz, prefix, rng):
 
 
 def episode(name, pieces, hertz):
-    """Five steps a second, each with the mean and deviation of the last second; a caption two
-    seconds after an activity changes."""
+    """Five steps a second, each with the mean and deviation of the last second. A caption starts
+    where an activity that changed first fills a second: that settles which one it is."""
     x = np.concatenate([x for _, x in pieces])
     windows = np.lib.stride_tricks.sliding_window_view(x, hertz, 0)[:: hertz // RATE]  # (N, C, h)
     obs = np.concatenate((windows.mean(-1), windows.std(-1)), 1).astype(np.float32)
     captions, before, start = [], None, 0
     for text, piece in pieces:
-        # step t ends with sample t * hertz / RATE + hertz - 1
-        step = max(start - hertz, 0) * RATE // hertz + SETTLED
+        step = -(-start * RATE // hertz)  # it sees the samples from step * hertz / RATE on
         if text != before and step < len(obs):
             captions.append(Caption(step, step + 1, f"starts {text}"))
         before, start = text, start + len(piece)
@@ -192,7 +190,10 @@ class Probe:
     """Logistic regression: which caption starts at a step, from the T steps up to it."""
 
     def __init__(self, train, T):
-        self.T, self.texts = T, sorted({c.text for i in range(len(train)) for c in train.captions(i)})
+        self.T, self.texts = (
+            T,
+            sorted({c.text for i in range(len(train)) for c in train.captions(i)}),
+        )
         obs = torch.cat([train.obs(i) for i in range(len(train))])
         self.mean, self.std = obs.mean(0), obs.std(0).clamp(min=1e-6)
         self.x = torch.cat([self.look(train.obs(i)) for i in range(len(train))])
@@ -212,7 +213,10 @@ class Probe:
 
         def loss():
             optimizer.zero_grad()
-            value = F.cross_entropy(self.x @ weight, self.label) + penalty / 2 * weight[:-1].square().sum()
+            value = (
+                F.cross_entropy(self.x @ weight, self.label)
+                + penalty / 2 * weight[:-1].square().sum()
+            )
             value.backward()
             return value
 
@@ -258,7 +262,10 @@ def ours(name, folder, episodes):
     """What the encoder writes; trains it where no run is."""
     out_dir = Path(out, f"{name}-{seed}")
     flags = f"--data={folder} --out_dir={out_dir} --seed={seed}".split()
-    if not out_dir.exists() and subprocess.run([sys.executable, "train.py", CONFIG, *flags]).returncode:
+    if (
+        not out_dir.exists()
+        and subprocess.run([sys.executable, "train.py", CONFIG, *flags]).returncode
+    ):
         sys.exit(2)  # train.py has said why
     encoder, _, tokenizer, _ = load(out_dir)
     return written_captions(encoder, episodes, tokenizer)
