@@ -27,7 +27,8 @@ import numpy as np
 from bench.probe import probe, true_captions
 from bench.report import bootstrap, written_captions
 from configurator import check_range, configure, from_file, run
-from data import Caption, Episode, Episodes, read_meta, score, write_meta, write_shard
+from data import Caption, Episode, Episodes, score, write_shard
+from runtime.shards import read_meta, write_meta
 from sample import load
 
 set = ""  # 'watch' | 'motions' | 'storms'; '': all three

@@ -8,7 +8,8 @@ import torch
 
 from bench import probe, public
 from bench.report import score
-from data import Caption, Episode, Episodes, write_meta, write_shard
+from data import Caption, Episode, Episodes, write_shard
+from runtime.shards import write_meta
 
 
 def test_a_caption_starts_where_the_activity_first_fills_a_second():
