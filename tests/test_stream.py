@@ -95,7 +95,7 @@ def test_follow_writes_a_caption_as_soon_as_it_is_complete(a_run, toy):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
-    watch = threading.Timer(60, process.kill)
+    watch = threading.Timer(300, process.kill)
     watch.start()
     process.stdin.write(raw.tobytes())
     process.stdin.flush()
