@@ -5,5 +5,4 @@ data = "data/mine"
 out_dir = "out/mine"
 n_annotated = 1000  # all that have captions
 T = 32  # half of it, 16 steps, must hold what a caption depends on
-feature_power = 0.0  # all features weigh alike
 predict_weight = 0.0
