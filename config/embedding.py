@@ -11,4 +11,4 @@ n_head = 4
 n_embd = 64
 batch_size = 32
 max_iters = 800
-predict_weight = 0.0  # 0.5 with a predictor: the idea, and more than twice the time
+predict_weight = 0.0  # no predictor; 0.5 is the idea, and slower
