@@ -23,7 +23,7 @@ from train import Predictor
 ROOT = Path(__file__).resolve().parent.parent
 torch.set_num_threads(1)  # other numbers of threads round otherwise
 # what workers import is imported once, in the server that forks them
-multiprocessing.set_forkserver_preload(["torch", "train", "domains.vpt.embed"])
+multiprocessing.set_forkserver_preload(["torch.distributed.fsdp", "train", "domains.vpt.embed"])
 TEXTS = ["open door", "walk", "close the door"]
 
 

@@ -13,7 +13,7 @@ from model import Config, GPTNeoX
 from runtime import checkpoint, distributed
 from train import Grounding, Predictor
 
-LENGTH = "--max_iters=6", "--eval_interval=3", "--warmup_iters=2"
+SHORT = "--max_iters=6 --eval_interval=3 --warmup_iters=2 --pseudo_labels=False".split()
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +22,7 @@ def data(tmp_path_factory):
 
 
 def trained(n, data, out, *more, **how):
-    return together(n, data, out, *LENGTH, *more, dtype=torch.float64, **how)
+    return together(n, data, out, *SHORT, *more, dtype=torch.float64, **how)
 
 
 @pytest.fixture(scope="module")
@@ -41,9 +41,8 @@ def assert_close(one, two):
     torch.testing.assert_close(one, two, rtol=1e-8, atol=1e-9)
 
 
-@pytest.mark.parametrize("n", [2, 4])
-def test_a_sharded_run_is_the_run_of_one_process(alone, data, tmp_path, n):
-    trained(n, data, tmp_path / "out", "--shard", "--micro_batch=1")
+def test_a_sharded_run_is_the_run_of_one_process(alone, data, tmp_path):
+    trained(2, data, tmp_path / "out", "--shard", "--micro_batch=1")
     assert_close(tmp_path / "out", alone)
     code, said, err = program("sample.py", f"--out_dir={tmp_path / 'out'}")
     assert code == 0 and "written" in said, err
