@@ -1,0 +1,171 @@
+"""
+Crafter seen through a policy network, as VPT sees Minecraft: its latents are the observations.
+
+    python -m domains.crafter_latents
+    python -m domains.crafter_latents --data=data/crafter-fresh --out=data/crafter-latents-fresh
+
+A recurrent policy is cloned from what the scripted player does in worlds that no data set has
+(behavioural cloning, as Baker et al. 2022, arXiv 2206.11795, do). Its hidden state, 192 numbers a
+step, is the observation; episodes, splits, captions and pictures stay those of --data. No caption
+is read while it is cloned. It is kept in a file, so that several data sets have the same latents.
+"""
+
+import os
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch.nn.utils.rnn import pad_sequence
+from tqdm import tqdm
+
+from configurator import check_range, configure, run
+from data import Episode, Episodes, read_meta, write_meta, write_shard
+from domains.crafter_play import PER_SHARD, observe
+from domains.crafter_player import Player, World, constants
+from runtime.checkpoint import save_tensors
+from runtime.shards import shard_path
+
+data = "data/crafter"  # folder of a data set by crafter_play.py
+out = "data/crafter-latents"  # folder to write
+policy = "data/crafter-policy.safetensors"  # file of the policy; cloned where there is none
+episodes = 300  # that it is cloned from
+updates = 400  # of 16 episodes each
+processes = 0  # 0: all cores
+
+WIDTH = 192
+PEAK = 3e-3  # learning rate
+FIRST_SEED = 2_000_000  # of the worlds it is cloned in
+STEPS, AREA, TASTE = 240, 36, 2.0  # as crafter_play.py has them, from the world's first step on
+
+# -----------------------------------------------------------------------------
+# the policy
+
+
+class Policy(nn.Module):
+    """Observations so far -> the next action. Its hidden state is the latent."""
+
+    def __init__(self, obs_dim):
+        super().__init__()
+        self.see = nn.Linear(obs_dim, WIDTH)
+        self.remember = nn.GRU(WIDTH, WIDTH, batch_first=True)
+        self.act = nn.Linear(WIDTH, len(constants.actions))
+
+    def latents(self, obs):  # (B, N, D) -> (B, N, WIDTH)
+        return self.remember(F.gelu(self.see(obs.float())))[0]
+
+    def forward(self, obs):  # (B, N, D) -> logits of the action after each step (B, N, actions)
+        return self.act(self.latents(obs))
+
+
+def watch(seed):
+    """An episode of the scripted player: obs (N, D), and the action after each of them (N,)."""
+    env = World(area=(AREA, AREA), seed=seed, length=0)
+    env.reset()
+    player = Player(env, np.random.default_rng(seed), TASTE)
+    obs, actions = [], []
+    dead = False
+    while len(obs) <= STEPS and not dead:
+        inventory, action = dict(env._player.inventory), player.act()
+        dead = env.act(action)
+        obs.append(observe(env, inventory))
+        actions.append(constants.actions.index(action))
+    return np.stack(obs[:-1]), np.array(actions[1:])
+
+
+def watch_all():
+    """The episodes that the policy is cloned from, [(obs, actions), ..]."""
+    seeds = range(FIRST_SEED, FIRST_SEED + episodes)
+    with get_context("spawn").Pool(processes or os.cpu_count()) as pool:
+        watched = pool.imap(watch, seeds)
+        return list(tqdm(watched, "watching the player", episodes, unit="episode"))
+
+
+def pad(watched):
+    """obs (B, N, D) and actions (B, N) of episodes; -1 beyond the end of each."""
+    obs, actions = ([torch.from_numpy(x) for x in xs] for xs in zip(*watched, strict=True))
+    return pad_sequence(obs, True), pad_sequence(actions, True, -1)
+
+
+def clone(watched):
+    """A policy that imitates the episodes watched. Prints how well it does on a tenth it never
+    saw."""
+    torch.manual_seed(0)
+    train, held_out = watched[len(watched) // 10 :], watched[: len(watched) // 10]
+    model = Policy(watched[0][0].shape[1])
+    optimizer = torch.optim.AdamW(model.parameters(), PEAK)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, PEAK, updates)
+    for _ in tqdm(range(updates), "cloning"):
+        obs, actions = pad([train[i] for i in torch.randint(len(train), (16,))])
+        loss = F.cross_entropy(model(obs).flatten(0, 1), actions.flatten(), ignore_index=-1)
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+    right, frequent = accuracy(model, held_out)
+    print(f"actions of unseen episodes: {right:.2f} right, {frequent:.2f} by the most frequent")
+    return model
+
+
+@torch.no_grad()
+def accuracy(model, watched):
+    """Share of the next actions that it predicts, and the share of the most frequent one."""
+    obs, actions = pad(watched)
+    known = actions >= 0
+    right = (model(obs).argmax(-1) == actions)[known].float().mean().item()
+    return right, (actions[known].bincount().max() / known.sum()).item()
+
+
+def the_policy(obs_dim):
+    """The one on disk; cloned and kept where there is none. Raises ValueError."""
+    path, model = Path(policy), Policy(obs_dim)
+    if not path.exists():
+        save_tensors(clone(watch_all()).state_dict(), path)
+    try:
+        model.load_state_dict(load_file(path))
+    except (SafetensorError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"{path} is no policy for {data} ({reason})") from None
+    return model
+
+
+# -----------------------------------------------------------------------------
+# the data set
+
+
+@torch.no_grad()
+def translate(episodes, i, model):
+    """Episode i with the policy's latents as observations."""
+    obs = model.latents(episodes.obs(i)[None])[0]
+    record = episodes.records[i]
+    captions, pictures = episodes.captions(i), episodes.pictures(i)
+    return Episode(record["id"], obs, captions, record["annotated"], pictures)
+
+
+def write_split(source, split, model):
+    for first in tqdm(range(0, len(source), PER_SHARD), split):
+        some = range(first, min(first + PER_SHARD, len(source)))
+        write_shard(out, split, first // PER_SHARD, [translate(source, i, model) for i in some])
+
+
+def main():
+    configure(globals())
+    check_range(globals(), 10, "episodes")
+    check_range(globals(), 1, "updates")
+    check_range(globals(), 0, "processes", most=1000)
+    meta = read_meta(data)
+    model = the_policy(meta["obs_dim"])
+    for split in meta["splits"]:
+        if shard_path(data, split, 0).exists():  # fresh worlds are a test split alone
+            write_split(Episodes(data, split), split, model)
+    meta |= dict(obs_dim=WIDTH, dtype="float32", source=f"{meta['source']}, latents of its clone")
+    write_meta(out, **meta)
+
+
+if __name__ == "__main__":
+    run(main)
