@@ -24,11 +24,11 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
 from configurator import check_range, configure, run
-from data import Episode, Episodes, read_meta, write_meta, write_shard
+from data import Episode, Episodes, write_shard
 from domains.crafter_play import PER_SHARD, observe
 from domains.crafter_player import Player, World, constants
 from runtime.checkpoint import save_tensors
-from runtime.shards import shard_path
+from runtime.shards import read_meta, shard_path, write_meta
 
 data = "data/crafter"  # folder of a data set by crafter_play.py
 out = "data/crafter-latents"  # folder to write
