@@ -6,6 +6,8 @@ What annotated episodes buy: each arm with 2 .. 128 of them, on worlds that noth
 
 Every cell is a run of train.py on Crafter with the flags below, in out/labels. It is scored on 50
 episodes of fresh worlds. A seed is another choice of annotated episodes and other weights.
+For what a policy network sees (domains/crafter_latents.py) add --data=data/crafter-latents
+--fresh=data/crafter-latents-fresh --out=out/labels-latents --flags=--feature_power=0.
 """
 
 import json
@@ -27,7 +29,9 @@ seed = 0  # of the run
 out = "out/labels"  # folder of runs and of scores.jsonl
 data = "data/crafter"  # what is trained on
 fresh = "data/crafter-fresh"  # what is scored
+flags = ""  # more flags of train.py, which count more than the arm's
 
+FRESH = "data/crafter-fresh"
 FINE_TUNING = "--pseudo_labels=False --predict_weight=0 --feature_power="
 ARMS = {
     "ours": "",
@@ -40,20 +44,20 @@ ARMS = {
 
 def fresh_episodes():
     """50 episodes from worlds whose seeds no other data set has."""
-    if not Path(fresh, "meta.json").exists():
-        crafter_play.make(fresh, train=0, val=0, test=50, first_seed=1_000_000)
+    if not Path(FRESH, "meta.json").exists():
+        crafter_play.make(FRESH, train=0, val=0, test=50, first_seed=1_000_000)
     return Episodes(fresh, "test")
 
 
 def cell():
     """Trains one arm, scores it, without the predictor its reader alone as well, and keeps that."""
+    train, episodes = Episodes(data, "train"), fresh_episodes()
     out_dir = Path(out, f"{arm.replace(' ', '-')}-{annotated}-{seed}")
-    flags = f"--data={data} --out_dir={out_dir} --n_annotated={annotated} --seed={seed}"
-    command = [sys.executable, "train.py", *flags.split(), *ARMS[arm].split()]
+    of_cell = f"--data={data} --out_dir={out_dir} --n_annotated={annotated} --seed={seed}"
+    command = [sys.executable, "train.py", *f"{of_cell} {ARMS[arm]} {flags}".split()]
     if not out_dir.exists() and subprocess.run(command).returncode:
         sys.exit(2)  # train.py has said why
     encoder, _, tokenizer, config = load(out_dir)
-    train, episodes = Episodes(data, "train"), fresh_episodes()
     true = [episodes.captions(i) for i in range(len(episodes))]
     written = {arm: written_captions(encoder, episodes, tokenizer)}
     if arm == "without the predictor":

@@ -34,11 +34,11 @@ data = "data/crafter"  # folder of a data set by crafter_play.py
 out = "data/crafter-latents"  # folder to write
 policy = "data/crafter-policy.safetensors"  # file of the policy; cloned where there is none
 episodes = 300  # that it is cloned from
-updates = 400  # of 16 episodes each
+updates = 800  # of the policy
 processes = 0  # 0: all cores
 
 WIDTH = 192
-PEAK = 3e-3  # learning rate
+BATCH, SPAN, PEAK = 16, 64, 3e-3  # windows of an update, their steps, learning rate
 FIRST_SEED = 2_000_000  # of the worlds it is cloned in
 STEPS, AREA, TASTE = 240, 36, 2.0  # as crafter_play.py has them, from the world's first step on
 
@@ -60,6 +60,9 @@ class Policy(nn.Module):
 
     def forward(self, obs):  # (B, N, D) -> logits of the action after each step (B, N, actions)
         return self.act(self.latents(obs))
+
+    def loss(self, obs, actions):  # actions (B, N), -1 beyond an episode's end
+        return F.cross_entropy(self(obs).flatten(0, 1), actions.flatten(), ignore_index=-1)
 
 
 def watch(seed):
@@ -92,24 +95,30 @@ def pad(watched):
 
 
 def clone(watched):
-    """A policy that imitates the episodes watched. Prints how well it does on a tenth it never
-    saw."""
+    """A policy that imitates the episodes watched; a tenth of them only judges it."""
     torch.manual_seed(0)
-    train, held_out = watched[len(watched) // 10 :], watched[: len(watched) // 10]
-    model = Policy(watched[0][0].shape[1])
+    n = len(watched) // 10
+    obs, actions = pad(watched[n:])
+    model = Policy(obs.shape[2])
     optimizer = torch.optim.AdamW(model.parameters(), PEAK)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, PEAK, updates)
     for _ in tqdm(range(updates), "cloning"):
-        obs, actions = pad([train[i] for i in torch.randint(len(train), (16,))])
-        loss = F.cross_entropy(model(obs).flatten(0, 1), actions.flatten(), ignore_index=-1)
+        episode, step = windows(*actions.shape)
+        loss = model.loss(obs[episode, step], actions[episode, step])
         optimizer.zero_grad()
         loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
-    right, frequent = accuracy(model, held_out)
+    right, frequent = accuracy(model, watched[:n])
     print(f"actions of unseen episodes: {right:.2f} right, {frequent:.2f} by the most frequent")
     return model
+
+
+def windows(count, steps):
+    """Which episodes (BATCH, 1) and which of their steps (BATCH, n), drawn at random."""
+    n = min(SPAN, steps)
+    start = torch.randint(steps - n + 1, (BATCH, 1))
+    return torch.randint(count, (BATCH, 1)), start + torch.arange(n)
 
 
 @torch.no_grad()
