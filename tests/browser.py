@@ -5,6 +5,7 @@ And a page to open in it, with every kind of caption.
 
 import json
 import os
+import select
 import shutil
 import subprocess
 import tempfile
@@ -26,6 +27,7 @@ FLAGS = (
 ).split()
 ABOUT = dict(id="<b>one</b>", split="test", source="data/toy", run="out/toy/step-000001")
 RATE = 5  # steps per second
+PATIENCE = 120  # seconds
 TEXTS = ["open door", "walk", '</script> quote " and ünïcode']
 
 
@@ -52,6 +54,8 @@ class Browser:
 
     def message(self):
         while b"\0" not in self.rest:
+            if not select.select([self.read], [], [], PATIENCE)[0]:
+                raise TimeoutError(f"Chromium has not answered for {PATIENCE} seconds")
             data = os.read(self.read, 1 << 16)
             if not data:
                 raise EOFError("Chromium has ended")
