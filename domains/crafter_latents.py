@@ -167,6 +167,8 @@ def main():
     check_range(globals(), 10, "episodes")
     check_range(globals(), 1, "updates")
     check_range(globals(), 0, "processes", most=1000)
+    if Path(out).resolve() == Path(data).resolve():
+        raise ValueError(f"--out={out} is the data set that is read: choose another")
     meta = read_meta(data)
     model = the_policy(meta["obs_dim"])
     for split in meta["splits"]:
