@@ -15,6 +15,8 @@ from train import Grounding, Predictor
 
 SHORT = "--max_iters=6 --eval_interval=3 --warmup_iters=2 --pseudo_labels=False".split()
 
+pytestmark = pytest.mark.usefixtures("quick_reader")  # it weighs the features, nothing more
+
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
@@ -41,15 +43,9 @@ def assert_close(one, two):
     torch.testing.assert_close(one, two, rtol=1e-8, atol=1e-9)
 
 
-def test_a_sharded_run_is_the_run_of_one_process(alone, data, tmp_path):
-    trained(2, data, tmp_path / "out", "--shard", "--micro_batch=1")
-    assert_close(tmp_path / "out", alone)
-    code, said, err = program("sample.py", f"--out_dir={tmp_path / 'out'}")
-    assert code == 0 and "written" in said, err
-
-
 def test_what_four_sharded_processes_saved_one_process_goes_on_from(alone, data, tmp_path):
-    stopped = trained(4, data, tmp_path / "out", "--shard", what="TERM", at=3)
+    more = "--shard", "--micro_batch=1"
+    stopped = trained(4, data, tmp_path / "out", *more, what="TERM", at=3)
     assert [code for code, _ in stopped] == [0] * 4, stopped[0][1]
     assert checkpoint.newest(tmp_path / "out").name == "step-000004"
     trained(1, data, tmp_path / "out", "--resume")
@@ -60,6 +56,8 @@ def test_what_one_process_saved_two_sharded_processes_go_on_from(alone, data, tm
     trained(1, data, tmp_path / "out", what="TERM", at=3)
     trained(2, data, tmp_path / "out", "--resume", "--shard")
     assert_close(tmp_path / "out", alone)
+    code, said, err = program("sample.py", f"--out_dir={tmp_path / 'out'}")
+    assert code == 0 and "written" in said, err
 
 
 @pytest.mark.parametrize("more", ["--n_annotated=0", "--predict_weight=0"])
