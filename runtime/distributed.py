@@ -160,7 +160,9 @@ def wrap(model):
     """The model, whose backward averages the gradients over all processes."""
     if WORLD == 1 or is_sharded(model):
         return model
-    return DistributedDataParallel(model, gradient_as_bucket_view=True, broadcast_buffers=False)
+    ddp = DistributedDataParallel(model, gradient_as_bucket_view=True)
+    ddp.broadcast_buffers = False  # none changes; to say it above warns since PyTorch 2.13
+    return ddp
 
 
 @together()
