@@ -2,6 +2,7 @@
 
 import functools
 import json
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -14,6 +15,14 @@ from encoder import Encoder, Projector, Reader, choose_reader, shortest_repeat
 
 SMALL = """--n_embd=32 --n_layer=2 --n_head=2 --T=16 --K=4 --stride=2 --batch_size=4
     --n_annotated=8 --warmup_iters=5 --learning_rate=3e-3""".split()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def short_reader():
+    """A reader that learns no longer than this data needs."""
+    short = functools.partialmethod(Reader.fit, updates=150)
+    with mock.patch.object(Reader, "fit", short):
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +77,7 @@ def test_the_reader_says_which_caption_starts(toy):
     episodes = Episodes(toy, "train")
     projector = Projector(6, 8, past=4)
     projector.standardise(episodes, 0.0)
-    reader = Reader(projector, TEXTS).fit(episodes, [0, 1, 2, 3], updates=150)
+    reader = Reader(projector, TEXTS).fit(episodes, [0, 1, 2, 3])
     others = range(4, 12)
     read = [reader.captions(episodes.obs(i)) for i in others]
     assert score([episodes.captions(i) for i in others], read)["f1"] > 0.9
@@ -79,7 +88,7 @@ def test_the_reader_learns_nothing_from_what_nobody_annotated(toy):
     assert len(episodes.captions(0)) == 4
     episodes.records[0]["annotated"] = [[0, 10]]  # one caption is known, and silence around it
     assert episodes.starts(0, TEXTS).tolist()[10:] == [-1] * 30
-    reader = Reader(Projector(6, 8, past=4), TEXTS).fit(episodes, [0], updates=150)
+    reader = Reader(Projector(6, 8, past=4), TEXTS).fit(episodes, [0])
     assert {c.text for c in reader.captions(episodes.obs(0))} <= {episodes.captions(0)[0].text}
 
 
@@ -117,7 +126,6 @@ def test_features_weigh_as_the_annotated_episodes_ask_for(toy, monkeypatch, tell
         parts = (events, slow) if telling == "brief" else (counts, brisk)
         given.append(torch.from_numpy(np.concatenate(parts, 1)).float())
     monkeypatch.setattr(Episodes, "obs", lambda self, i: given[i])
-    monkeypatch.setattr(Reader, "fit", functools.partialmethod(Reader.fit, updates=150))
     projector = Projector(given[0].shape[1], 8, past=4)
     reader = choose_reader(projector, episodes, list(range(12)))
     assert reader.f1 > 0.4
