@@ -39,7 +39,8 @@ class Projector(nn.Module):
         self.register_buffer("mean", torch.zeros(obs_dim))
         self.register_buffer("scale", torch.ones(obs_dim))
         self.register_buffer("feature_weight", torch.ones(obs_dim))
-        self.dense_1 = nn.Linear(3 * obs_dim, width)
+        self.register_buffer("change_weight", torch.ones(()))
+        self.dense_1 = nn.Linear(4 * obs_dim, width)
         self.dense_2 = nn.Linear(width, d)
 
     def standardise(self, episodes, feature_power, sample=100):
@@ -47,7 +48,8 @@ class Projector(nn.Module):
 
         Language speaks of what happens, and what happens is brief: a feature weighs (1 - its
         correlation from one step to the next) ** feature_power. Slow feature analysis (Wiskott &
-        Sejnowski 2002) looks for what stays; this is its opposite.
+        Sejnowski 2002) looks for what stays; this is its opposite. With feature_power 0 all weigh
+        alike, and instead the change of each since the step before is seen as well.
         """
         every = max(len(episodes) // sample, 1)
         some = [episodes.obs(i).double() for i in range(0, len(episodes), every)]
@@ -61,26 +63,28 @@ class Projector(nn.Module):
         self.mean.copy_(mean)
         self.scale.copy_(1 / std.clamp(min=1e-2))
         self.feature_weight.copy_(weight / weight.square().mean().sqrt().clamp(min=1e-12))
+        self.change_weight.fill_(feature_power == 0)
 
     def effective(self):
         """How many features weigh: the participation ratio of squared weights, from 1 to D."""
         energy = self.feature_weight.square()
         return (energy.sum().square() / energy.square().sum().clamp(min=1e-12)).item()
 
-    def weigh(self, obs):  # (.., D) -> (.., D)
-        x = (obs.to(self.mean.dtype) - self.mean) * self.scale
-        return x.clamp(-CLIP, CLIP) * self.feature_weight
+    def weigh(self, difference):  # (.., D) -> (.., D)
+        return (difference * self.scale).clamp(-CLIP, CLIP) * self.feature_weight
 
     def look(self, obs):
-        """obs (B, N, D) -> each step, and the mean and the maximum of the `past` steps before it,
-        (B, N, 3 D)."""
-        x = self.weigh(obs)
+        """obs (B, N, D) -> each step, the mean and the maximum of the `past` steps before it, and
+        its change since the last, (B, N, 4 D)."""
+        obs = obs.to(self.mean.dtype)
         # before the first step the world stood still
-        before = torch.cat((x[:, :1].expand(-1, self.past, -1), x[:, :-1]), 1)
-        before = before.unfold(1, self.past, 1)  # (B, N, D, past)
-        return torch.cat((x, before.mean(-1), before.amax(-1)), -1)
+        obs = torch.cat((obs[:, :1].expand(-1, self.past, -1), obs), 1)
+        change = self.weigh(obs.diff(dim=1)[:, self.past - 1 :]) * self.change_weight
+        x = self.weigh(obs - self.mean)
+        before = x[:, :-1].unfold(1, self.past, 1)  # (B, N, D, past)
+        return torch.cat((x[:, self.past :], before.mean(-1), before.amax(-1), change), -1)
 
-    def hidden(self, seen):  # (.., 3 D) -> (.., width)
+    def hidden(self, seen):  # (.., 4 D) -> (.., width)
         return F.gelu(self.dense_1(seen))
 
     def forward(self, obs):  # (B, N, D) -> (B, N, d)
@@ -105,13 +109,13 @@ class Reader(nn.Module):
         self.out = nn.Linear(projector.dense_1.out_features, len(texts) + 1)
 
     def forward(self, seen):
-        """seen (.., 3 D) -> logits (.., len(texts) + 1), the last that nothing starts."""
+        """seen (.., 4 D) -> logits (.., len(texts) + 1), the last that nothing starts."""
         return self.out(self.projector.hidden(seen))
 
     def fit(self, episodes, annotated, updates=1000):
         """Trains on the annotated steps: a minute, and the same on every process."""
         look = self.projector.look
-        seen = torch.cat([look(episodes.obs(i)[None])[0] for i in annotated])  # (n, 3 D)
+        seen = torch.cat([look(episodes.obs(i)[None])[0] for i in annotated])  # (n, 4 D)
         label = torch.cat([episodes.starts(i, self.texts) for i in annotated])
         steps = (label >= 0).nonzero()[:, 0]
         optimizer = torch.optim.AdamW(self.parameters(), 3e-3, weight_decay=0.3)

@@ -128,15 +128,15 @@ class Examples:
         self.answers, self.lines, self.labels = [*texts, "nothing"], [], []
         self.projector = Projector(train.meta["obs_dim"], 1, PAST)
         self.projector.standardise(train, FEATURE_POWER)
-        seen = [torch.zeros(0, 3 * train.meta["obs_dim"])]
+        seen = [torch.zeros(0, 4 * train.meta["obs_dim"])]
         for i in annotated:
             lines = describe(train.obs(i))
             seen.append(self.look(train.obs(i), lines))
             self.lines += lines.values()
             self.labels += train.starts(i, texts)[list(lines)].tolist()
-        self.seen = torch.cat(seen)  # (E, 3 D)
+        self.seen = torch.cat(seen)  # (E, 4 D)
 
-    def look(self, obs, lines):  # (N, D) -> (n, 3 D)
+    def look(self, obs, lines):  # (N, D) -> (n, 4 D)
         return self.projector.look(obs[None])[0, list(lines)]
 
     def nearest(self, obs, lines, by, k):
