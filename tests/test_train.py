@@ -20,7 +20,7 @@ SMALL = """--n_embd=32 --n_layer=2 --n_head=2 --T=16 --K=4 --stride=2 --batch_si
 @pytest.fixture(scope="module", autouse=True)
 def short_reader():
     """A reader that learns no longer than this data needs."""
-    short = functools.partialmethod(Reader.fit, updates=150)
+    short = functools.partialmethod(Reader.fit, updates=500)
     with mock.patch.object(Reader, "fit", short):
         yield
 
