@@ -160,7 +160,8 @@ def wrap(model):
     """The model, whose backward averages the gradients over all processes."""
     if WORLD == 1 or is_sharded(model):
         return model
-    ddp = DistributedDataParallel(model, gradient_as_bucket_view=True)
+    # not gradient_as_bucket_view: three processes would not go on bit for bit
+    ddp = DistributedDataParallel(model)
     ddp.broadcast_buffers = False  # none changes; to say it above warns since PyTorch 2.13
     return ddp
 

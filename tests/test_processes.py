@@ -79,18 +79,18 @@ def test_processes_with_very_uneven_annotation_agree(data, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def four(data, tmp_path_factory):
-    out = tmp_path_factory.mktemp("four") / "out"
-    together(4, data, out)
+def three(data, tmp_path_factory):
+    out = tmp_path_factory.mktemp("three") / "out"
+    together(3, data, out)
     return out
 
 
-def test_four_processes_stop_at_the_same_step_and_go_on_bit_for_bit(four, data, tmp_path):
-    stopped = together(4, data, tmp_path / "out", what="TERM", at=6)  # the last one alone hears it
-    assert [code for code, _ in stopped] == [0] * 4, stopped[0][1]
+def test_three_processes_stop_at_the_same_step_and_go_on_bit_for_bit(three, data, tmp_path):
+    stopped = together(3, data, tmp_path / "out", what="TERM", at=6)  # the last one alone hears it
+    assert [code for code, _ in stopped] == [0] * 3, stopped[0][1]
     assert "stopped after step 7" in stopped[0][1]
-    together(4, data, tmp_path / "out", "--resume=True")
-    assert_same(checkpoint.newest(four), checkpoint.newest(tmp_path / "out"))
+    together(3, data, tmp_path / "out", "--resume=True")
+    assert_same(checkpoint.newest(three), checkpoint.newest(tmp_path / "out"))
 
 
 def test_a_killed_process_is_restarted_from_the_last_checkpoint(data, tmp_path):
@@ -108,11 +108,11 @@ def test_a_killed_process_is_restarted_from_the_last_checkpoint(data, tmp_path):
     assert_same(checkpoint.newest(tmp_path / "whole"), checkpoint.newest(tmp_path / "out"))
 
 
-def test_the_fault_of_one_process_is_one_line(four, data):
+def test_the_fault_of_one_process_is_one_line(three, data):
     """The first one alone sees that another run is there, the others wait for it."""
-    (code, text), (other, lost) = together(2, data, four, what="refused")
+    (code, text), (other, lost) = together(2, data, three, what="refused")
     assert code == other == 2 and "Traceback" not in text + lost and "[rank1]" not in lost
-    assert (text + lost).count(f"{four}/step-000010 is there: --resume") == 1
+    assert (text + lost).count(f"{three}/step-000010 is there: --resume") == 1
 
 
 def test_where_a_process_is_killed_the_other_ends_in_one_line(data, tmp_path):
