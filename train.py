@@ -244,13 +244,13 @@ def open_data():
             crafter_play.make(data)
     distributed.broadcast(None)  # the others wait
     train, val = Episodes(data, "train"), Episodes(data, "val")
+    longest = max(train.steps(i) for i in range(len(train)))
+    if T > longest:
+        raise ValueError(f"--T={T}: no training episode has more than {longest} steps")
     annotated = choose_annotated(train, n_annotated, seed)
     if annotated and not any(train.known_captions(i) for i in annotated):
         raise ValueError(f"{data}: no caption in the annotated episodes; try --n_annotated=0")
     print0(f"{len(annotated)} of {len(train)} training episodes annotated")
-    every = len(annotated) == len(train) and all(train.known(i).all() for i in annotated)
-    if every and pseudo_labels:
-        print0("pseudo_labels acts on nothing: all is annotated; try a smaller --n_annotated")
     return train, val, annotated
 
 
@@ -343,8 +343,10 @@ def main():
     torch.manual_seed(seed)
     print0(json.dumps(config))
     train, val, annotated = open_data()
+    same = resume or distributed.RESTARTED, config, FIXED.split(), train.identity()
+    checkpoint.resume_from(out_dir, *same)  # tells a fault now, not in minutes
     tokenizer, model, reader = build(train, annotated)
-    folder = checkpoint.claim(out_dir, resume or distributed.RESTARTED)
+    folder = checkpoint.claim(out_dir, *same)
     if reader:
         reader.fit(train, annotated)  # and the encoder goes on from what it learned to see
         model.encoder.projector.load_state_dict(reader.projector.state_dict())
@@ -359,7 +361,7 @@ def main():
     if resume and not folder:
         print0(f"{out_dir}: no checkpoint, so from the start")
     if folder:
-        state = checkpoint.load(folder, parts, optimizer, config, FIXED.split(), state["identity"])
+        state = checkpoint.load(folder, parts, optimizer, config)
     log = checkpoint.open_log(out_dir, state["step"], config, wandb)
     ddp = distributed.wrap(model)
     batch = windows.batch(0, mine[:1]).to(where)
@@ -407,14 +409,15 @@ def main():
         state["step"] = step + 1
         due = (step + 1) % eval_interval == 0 or step + 1 == max_iters
         taking_part = shard or distributed.RANK == 0  # it takes all to gather sharded weights
+        if due or step == steps.start + 9:
+            pace = (time.monotonic() - began) / (step + 1 - steps.start)  # seconds a step
+            print0(f"step {step + 1}: about {pace * (max_iters - step - 1) / 60:.0f} minutes left")
         if due and taking_part:
             with distributed.gathered(model.encoder):
                 scores = evaluate(model.encoder, val, tokenizer)
             line = dict(step=step + 1, **scores, norm=norm)
             line |= dict(zip(("loss_ground", "loss_predict", "loss_pseudo"), losses, strict=True))
             log(line)
-            pace = (time.monotonic() - began) / (step + 1 - steps.start)  # seconds a step
-            print0(f"about {pace * (max_iters - step - 1) / 60:.0f} minutes left")
             if line["f1"] >= state["best_f1"]:
                 state |= dict(best_f1=line["f1"], best_step=step + 1)
         if (due or stopping) and not bad and taking_part:

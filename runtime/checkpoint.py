@@ -126,10 +126,30 @@ def best(out_dir):
 CLAIM = []  # the open file whose lock is this process's claim
 
 
-def claim(out_dir, resume):
+def resume_from(out_dir, resume, config, fixed, identity):
+    """The checkpoint in out_dir, or None. Raises ValueError where one is there that is not to be
+    resumed, has a changed byte, another value of a `fixed` setting, or other data."""
+    folder = newest(out_dir) if RANK == 0 else None
+    if not folder:
+        return None
+    if not resume:
+        raise ValueError(
+            f"{folder} is there: --resume goes on from it, another --out_dir starts anew"
+        )
+    verify(folder)
+    changed = changes(folder, config)
+    other = [changed[name] for name in fixed if name in changed]
+    if other:
+        raise ValueError(f"{folder} is of another run ({', '.join(other)}): another --out_dir")
+    if read_state(folder)["identity"] != identity:
+        raise ValueError(f"{folder} was trained on other data than {config['data']} holds now")
+    return folder
+
+
+def claim(out_dir, *same):
     """Makes out_dir this run's alone until the process ends. Returns what to resume from, or None.
 
-    Raises ValueError where another run writes, or one is there that is not to be resumed.
+    Raises ValueError where another run writes, or as resume_from() does.
     """
     if RANK > 0:
         return broadcast(None)
@@ -149,12 +169,7 @@ def claim(out_dir, resume):
         raise ValueError(f"--out_dir={out_dir}: another run writes there; choose another") from None
     for stale in out_dir.glob(".step-*"):
         shutil.rmtree(stale)
-    last = newest(out_dir)
-    if last and not resume:
-        raise ValueError(
-            f"{last} is there: --resume goes on from it, another --out_dir starts anew"
-        )
-    return broadcast(last)
+    return broadcast(resume_from(out_dir, *same))
 
 
 # -----------------------------------------------------------------------------
@@ -332,25 +347,23 @@ def restore_optimizer(optimizer, saved):
     optimizer.load_state_dict(saved)
 
 
-def load(folder, parts, optimizer, config, fixed, identity):
-    """Puts weights {name: module} and optimizer back as saved. Returns the rest of the state.
-
-    Raises ValueError for a changed byte, another value of a `fixed` setting, or other data.
-    """
-    if RANK == 0:
-        verify(folder)
+def changes(folder, config):
+    """{name: what it was and is} of the settings that are not as in a checkpoint."""
     saved = read_json(folder / "config.json")
-    changed = {
+    return {
         name: f"{name} {saved[name]!r} -> {value!r}"
         for name, value in config.items()
         if saved.get(name, value) != value and name != "resume"
     }
-    other = [changed[name] for name in fixed if name in changed]
-    if other:
-        raise ValueError(f"{folder} is of another run ({', '.join(other)}): another --out_dir")
-    state = torch.load(folder / "state.pt", map_location="cpu", weights_only=True, mmap=True)
-    if state["identity"] != identity:
-        raise ValueError(f"{folder} was trained on other data than {config['data']} holds now")
+
+
+def read_state(folder):
+    return torch.load(folder / "state.pt", map_location="cpu", weights_only=True, mmap=True)
+
+
+def load(folder, parts, optimizer, config):
+    """Puts weights {name: module} and optimizer back as saved. Returns the rest of the state."""
+    changed, state = changes(folder, config), read_state(folder)
     for name, part in parts.items():
         restore(part, folder / name)
     restore_optimizer(optimizer, state.pop("optimizer"))

@@ -113,6 +113,7 @@ def test_a_run_may_be_made_longer_but_not_another_model(finished, data, tmp_path
     assert checkpoint.newest(tmp_path / "out").name == "step-000013"
     with pytest.raises(ValueError, match=r"is of another run \(n_embd 16 -> 32, K 2 -> 3\)"):
         run(data, tmp_path / "out", "--resume=True", "--n_embd=32", "--K=3")
+    assert "weighed alike" not in capsys.readouterr().out  # before the reader is chosen
 
 
 def test_a_run_does_not_go_on_with_other_data(finished, data, tmp_path):
@@ -129,12 +130,13 @@ def test_a_run_does_not_go_on_with_other_data(finished, data, tmp_path):
 def test_two_runs_never_share_a_folder(finished, data, tmp_path):
     with pytest.raises(ValueError, match="step-000012 is there: --resume goes on"):
         run(data, finished)
-    checkpoint.claim(tmp_path, False)  # gives up the other claim
+    checkpoint.claim(tmp_path, False, {}, [], 0)  # gives up the other claim
     context = multiprocessing.get_context("fork")
     claimed, done = context.Event(), context.Event()
+    identity = Episodes(data, "train").identity()
 
     def hold():
-        checkpoint.claim(finished, True)
+        checkpoint.claim(finished, True, {}, [], identity)
         claimed.set()
         done.wait()
 

@@ -31,8 +31,9 @@ def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     data = toy.__wrapped__(folder)
     places = f"--data={data}", f"--out_dir={folder / 'out'}"
-    code, _, err = program("train.py", *places, "--max_iters=150", "--eval_interval=75", *SMALL)
+    code, out, err = program("train.py", *places, "--max_iters=150", "--eval_interval=75", *SMALL)
     assert code == 0, err
+    assert "step 10: about 0 minutes left" in out
     return folder
 
 
@@ -56,6 +57,7 @@ def test_a_run_keeps_its_settings_its_log_and_its_last_checkpoints(trained):
     "setting, message",
     [
         ("--T=1", "--T=1: at least 2"),
+        ("--T=41", "--T=41: no training episode has more than 40 steps"),
         ("--T=8 --K=8", "--K=8: at least 1, at most 7"),
         ("--n_annotated=-5", "at least 0"),
         ("--n_embd=34", "34 dimensions are not divisible by 4 heads"),
