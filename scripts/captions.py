@@ -99,6 +99,23 @@ def read_row(row, steps, fps):
     return name, in_episode
 
 
+def row_warnings(path, rows, steps, fps):
+    """What is odd about a file's rows, {place: (row, id of its episode)}, a line each."""
+    broken = [place for place, (row, _) in rows.items() if "\n" in str(row.get("text"))]
+    if broken:
+        problem = f"a caption of several lines ({len(broken)} in all): is a quote left open?"
+        yield f"{broken[0]}: {problem}"
+    timed = [x for x in rows.values() if x[0].get("start") not in (None, "")]
+    starts = [(float(row["start"]), name) for row, name in timed if not row.get("unit")]
+    # seconds are more than steps there, so one caption at least would start beyond
+    if starts and 0 < fps <= 0.5 and all(start < steps[name] for start, name in starts):
+        share = f"{100 * fps:.2g} % of their episodes"
+        steps_hint = "times in steps want no --fps, or a column unit that says steps"
+        rate_hint = f"steps of {fps:g} s want --fps={1 / fps:g}"
+        problem = f"with --fps={fps:g} all captions start in the first {share}"
+        yield f"{path}: {problem}; {steps_hint}; {rate_hint}"
+
+
 def read_captions(path, steps, fps, annotated):
     """{episode id: captions} of a file, and whether an encoder wrote them.
 
@@ -106,28 +123,25 @@ def read_captions(path, steps, fps, annotated):
     all that a data set would refuse.
     """
     regular_file(path)
-    texts, written, ended, broken = {}, False, False, []
-    place = f"{path}, line 1"
-    rows = csv_rows if path.endswith(".csv") else json_rows
+    texts, rows, place = {}, {}, f"{path}, line 1"
+    read_rows = csv_rows if path.endswith(".csv") else json_rows
     try:
-        for number, row in rows(Path(path).read_text(encoding="utf-8-sig")):
+        for number, row in read_rows(Path(path).read_text(encoding="utf-8-sig")):
             place = f"{path}, line {number}"
             name, in_episode = read_row(row, steps, fps)
             texts.setdefault(name, []).extend(in_episode)
-            written |= "sure" in row
-            ended |= row.get("end") not in (None, "")
-            broken += [place] * ("\n" in str(row.get("text")))
+            rows[place] = row, name
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not UTF-8 ({error}); save it as UTF-8") from None
     except (ValueError, csv.Error) as error:
         raise ValueError(f"{place}: {error}") from None
     if not texts:
         raise ValueError(f"{path}: no captions in it")
-    if annotated == "captions" and not ended:
+    if annotated == "captions" and all(row.get("end") in (None, "") for row, _ in rows.values()):
         raise ValueError(f"{path}: --annotated=captions wants captions to end; no line has an end")
-    if broken:
-        problem = f"a caption of several lines ({len(broken)} in all): is a quote left open?"
-        print(f"warning: {broken[0]}: {problem}", file=sys.stderr)
+    for warning in row_warnings(path, rows, steps, fps):
+        print(f"warning: {warning}", file=sys.stderr)
+    written = any("sure" in row for row, _ in rows.values())
     return {name: sorted(in_episode) for name, in_episode in texts.items()}, written
 
 

@@ -382,6 +382,36 @@ def test_a_quote_left_open_is_warned_of(folder, packed, capsys):
     assert warning in capsys.readouterr().err
 
 
+def test_times_that_would_fit_as_steps_are_warned_of_where_a_step_takes_seconds(
+    folder, packed, capsys
+):
+    packed(fps=0.1)
+    warning = "captions.csv: with --fps=0.1 all captions start in the first 10 % of their episodes"
+    assert warning in capsys.readouterr().err
+    text = (folder / "captions.csv").read_text()
+    (folder / "captions.csv").write_text(text + "ep1,290,,walk\n")  # as steps there are only 30
+    packed(fps=0.1)
+    assert "all captions" not in capsys.readouterr().err
+    in_steps = "episode,start,end,text,unit\n" + "".join(
+        f"ep{n},{n},,walk,steps\n" for n in range(6)
+    )
+    (folder / "captions.csv").write_text(in_steps)
+    assert packed(fps=0.1)["ep5"][2] == [Caption(5, 6, "walk")]
+    assert "all captions" not in capsys.readouterr().err
+
+
+def test_what_a_new_data_set_replaces_is_told_in_one_line(folder, packed, capsys):
+    packed(fps=1.0)
+    packed(fps=1.0)
+    assert "replaces" not in capsys.readouterr().err
+    replaced = f"{folder / 'mine'}: replaces a data set (10 episodes with 6 captions, made 20"
+    packed(fps=5.0, captions="")
+    (line,) = [x for x in capsys.readouterr().err.splitlines() if "replaces" in x]
+    assert line.startswith(replaced) and "steps_per_second 1.0" in line
+    packed(captions="", source="elsewhere")  # no shard changes
+    assert "10 episodes with 0 captions" in capsys.readouterr().err
+
+
 def test_unusual_observations_are_packed_or_refused_in_one_line(folder, packed):
     x = np.random.default_rng(0).random((30, 4))
     np.save(folder / "raw/ep3.npy", x.astype(np.longdouble))
