@@ -482,10 +482,11 @@ def test_show_warns_of_what_will_hurt(folder, packed, capsys):
     show.show(str(folder / "mine"))
     said = capsys.readouterr().out
     for warning in (
-        "1 of the dims (1) never change",
-        "1 of the dims (2) deviate by less than 0.01",
-        "1 of the dims (3) have values beyond",
-        "captions wait more than 3 steps",
+        "1 of 4 features (from 0 on: 1) never change",
+        "1 of 4 features (from 0 on: 2) have a standard deviation below 0.01",
+        "1 of 4 features (from 0 on: 3) have values more than 100 standard deviations",
+        " more than 3 steps, which cannot be scored right\n",
+        "of the captions wait more than 3 steps and cannot be scored right: merge",
         "less than a fifth of the annotated steps is silence",
         "texts that no training episode has",
         "identical episodes: ",
@@ -507,7 +508,7 @@ def test_an_absurd_number_is_warned_of_and_spoils_no_statistic(folder, packed, c
     assert check.check(folder / "mine") == 0
     warning = "episode ep2: 1e+25 at step 12, feature 2: over a million times what is usual"
     assert warning in said and warning in capsys.readouterr().out
-    spread = "standard deviation of a dim (.*) to (.*), median (.*)"
+    spread = "standard deviation of a feature (.*) to (.*), median (.*)"
     numbers = [[float(n) for n in re.search(spread, text).groups()] for text in (usual, said)]
     assert numbers[1] == pytest.approx(numbers[0], rel=0.05)
     rows = torch.full((30, 2), 1.7e9)  # large, but all of it is: seconds since 1970
