@@ -8,11 +8,12 @@ Observations: .npy, .npz or .safetensors, an array (steps, dims) per episode. A 
 is the episode named like the file without its ending; several are the episodes file/array.
 An episode's pictures for the page are beside it: NAME-pictures.npy, (steps, h, w, 3) uint8.
 
-Captions: .csv with the columns episode,start,text and optionally end, or .jsonl with the same keys,
-as `sample.py --json` writes. A line with an episode and nothing else says that nothing happens in
-it; episodes that no line names are not annotated. Of several files, as in
---captions=captions.csv,corrected.jsonl, a later one replaces what earlier ones say of an episode.
-What an encoder wrote (its lines have "sure") trains, corrected or not; val and test are a person's.
+Captions: .csv with the columns episode,start,text and optionally end and unit (steps or seconds),
+or .jsonl with the same keys, as `sample.py --json` writes. A line with an episode and nothing else
+says that nothing happens in it; episodes that no line names are not annotated. Of several files, as
+in --captions=captions.csv,corrected.jsonl, a later one replaces what earlier ones say of an
+episode. What an encoder wrote (its lines have "sure") trains, corrected or not; val and test are a
+person's.
 
 With --group='(subject\d+)' episodes in whose names the same is found stay in one split.
 

@@ -198,6 +198,7 @@ def test_the_index_fits_a_phone(browser, tmp_path):
     wide = "document.querySelector('.scroll')"
     assert browser.js(f"{wide}.scrollWidth <= {wide}.clientWidth")
     assert browser.js("document.documentElement.scrollWidth") == 390
+    assert browser.js("document.querySelector('#pages a').getClientRects().length") == 1  # line
     browser("Emulation.clearDeviceMetricsOverride")
 
 
