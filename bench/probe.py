@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from data import Caption, score
 
 PENALTIES = 1e-2, 1e-3, 1e-4
-MARGINS = np.arange(-3, 3.1, 0.5)  # added to the logit of silence
+MARGINS = np.arange(-6, 3.1, 0.5)  # added to the logit of silence
 PAUSES = 1, 4, 8, 16  # steps
 LARGE = 2e10  # multiplications in a pass over the data, of some 300: minutes on one core
 
