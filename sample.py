@@ -10,8 +10,7 @@ token), and the K tokens that the predictor expects next: "+3 place table" begin
 Times are seconds where the data set says how many steps a second has.
 """
 
-import os
-import subprocess
+import runpy
 import sys
 from json import dumps
 from pathlib import Path
@@ -58,13 +57,16 @@ def data_of(run, name):
     return next((p / name for p in places if (p / name / "meta.json").exists()), name)
 
 
-def number_of(episodes, name):
-    """The number of an episode, given by its name or number."""
-    names = [record["id"] for record in episodes.records]
+def number_of(source, split, name):
+    """The number of an episode of a split, given by its name or number."""
+    names = [record["id"] for record in source.records]
     numbers = {str(n): n for n in range(len(names))} | {x: n for n, x in enumerate(names)}
-    if name not in numbers:
-        raise ValueError(f"--episode={name}: 0 .. {len(names) - 1}, or a name, as {names[0]!r}")
-    return numbers[name]
+    if name in numbers:
+        return numbers[name]
+    where = {r["id"]: x for x in source.meta["splits"] for r in Episodes(source.folder, x).records}
+    hint = f"it has 0 .. {len(names) - 1}, or a name, as {names[0]!r}"
+    hint = f"it is in --split={where[name]}" if name in where else hint
+    raise ValueError(f"--episode={name}: not in the split {split}; {hint}")
 
 
 def timestamp(step, rate):
@@ -143,7 +145,8 @@ def as_text(rows, rate):
     """A table of all captions, a line each."""
     width = max([7] + [len(row["text"]) for row in rows])
     unit, digits = ("seconds", 8) if rate else ("step", 5)
-    print(f"{unit:>{digits}}  {'true':{width}}  {'written':{width}}  sure  expected next")
+    expected = "expected next" if any(row["expected"] for row in rows) else ""
+    print(f"{unit:>{digits}}  {'true':{width}}  {'written':{width}}  sure  {expected}")
     for row in rows:
         true, written = (row["text"] if row[side] else "" for side in ("true", "written"))
         sure = "" if row["sure"] is None else f"{row['sure']:.2f}"
@@ -154,14 +157,11 @@ def as_text(rows, rate):
 def main():
     configure(globals(), arguments())
     check_range(globals(), 0, "min_prob", most=1)
-    if html:  # another program, which imports from this folder and not from the working directory
-        folders = [str(Path(__file__).resolve().parent), os.environ.get("PYTHONPATH", "")]
-        path = dict(PYTHONPATH=os.pathsep.join(filter(None, folders)), PYTHONSAFEPATH="1")
-        command = [sys.executable, "-m", "scripts.page", *sys.argv[1:]]
-        sys.exit(subprocess.run(command, env=os.environ | path).returncode)
+    if html:  # another program with the same settings
+        return runpy.run_module("scripts.page", run_name="__main__")
     encoder, predictor, tokenizer, config = load(out_dir, pick_device(device))
     episodes = Episodes(data or data_of(config["folder"], config["data"]), split)
-    i, rate = number_of(episodes, episode), episodes.meta["steps_per_second"]
+    i, rate = number_of(episodes, split, episode), episodes.meta["steps_per_second"]
     rows, *_ = read(encoder, predictor, episodes, i, tokenizer, min_prob)
     name = episodes.records[i]["id"]
     if json:

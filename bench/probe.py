@@ -14,8 +14,9 @@ import torch.nn.functional as F
 from data import Caption, score
 
 PENALTIES = 1e-2, 1e-3, 1e-4
-MARGINS = np.arange(-3, 3.1, 0.5)  # added to the logit of silence
+MARGINS = np.arange(-6, 3.1, 0.5)  # added to the logit of silence
 PAUSES = 1, 4, 8, 16  # steps
+LARGE = 2e10  # multiplications in a pass over the data, of some 300: minutes on one core
 
 
 def true_captions(episodes):
@@ -25,20 +26,39 @@ def true_captions(episodes):
 class Probe:
     """Logistic regression: which caption starts at a step, from the T steps up to it."""
 
-    def __init__(self, train, T):
+    def __init__(self, train, annotated, T):
+        """annotated: the episodes of train that it learns from."""
         self.T = T
-        self.texts = sorted({c.text for captions in true_captions(train) for c in captions})
-        obs = torch.cat([train.obs(i) for i in range(len(train))])
-        self.mean, self.std = obs.mean(0), obs.std(0).clamp(min=1e-6)
-        self.x = torch.cat([self.look(train.obs(i)) for i in range(len(train))])
-        self.label = torch.cat([train.starts(i, self.texts) for i in range(len(train))])
-        self.weight = torch.zeros(self.x.shape[1], len(self.texts) + 1)
+        self.texts = sorted({c.text for i in annotated for c in train.known_captions(i)})
+        obs = torch.cat([train.obs(i) for i in annotated]).float()
+        self.mean, std = obs.mean(0), obs.std(0)
+        self.std = std.where(std > 1e-6, torch.inf)  # what never moved there says nothing later
+        self.x = torch.cat([self.look(train.obs(i)) for i in annotated])
+        self.label = torch.cat([self.labels(train, i) for i in annotated])
+        self.weight = torch.zeros(T * len(std) + 1, len(self.texts) + 1)
 
     def look(self, obs):
-        """obs (N, D) -> the last T steps of each, and a one, (N, T D + 1)."""
+        """obs (N, D), standardised, after T-1 steps like the first, (T-1+N, D)."""
         x = (obs - self.mean) / self.std
-        x = torch.cat((x[:1].expand(self.T - 1, -1), x)).unfold(0, self.T, 1)  # (N, D, T)
-        return F.pad(x.flatten(1), (0, 1), value=1.0)
+        return torch.cat((x[:1].expand(self.T - 1, -1), x))
+
+    def labels(self, train, i):
+        """What starts at each row of `look` but the first T-1, -100 where nobody knows."""
+        starts = train.starts(i, self.texts)
+        starts = starts.where(starts >= 0, -100)
+        return F.pad(starts, (self.T - 1, 0), value=-100)
+
+    def logits(self, x, weight):
+        """x (T-1+N, D) -> (N, texts + 1), of each step's window of T rows.
+
+        The windows themselves would be T times the data: each row is read once for every place
+        that it has in one, and what it says there goes to the window's last step.
+        """
+        T, C = self.T, weight.shape[1]
+        said = x @ weight[:-1].view(-1, T * C)  # the last row is the bias
+        said = said.unflatten(1, (T, C))
+        N = len(x) - T + 1
+        return weight[-1] + sum(said[k : k + N, k] for k in range(T))
 
     def fit(self, penalty):
         """Minimises cross-entropy + penalty / 2 |weight|^2 by L-BFGS, from where it is."""
@@ -47,16 +67,17 @@ class Probe:
 
         def loss():
             optimizer.zero_grad()
-            value = F.cross_entropy(self.x @ weight, self.label)
-            value = value + penalty / 2 * weight[:-1].square().sum()  # the last row is the bias
+            value = F.cross_entropy(self.logits(self.x, weight), self.label[self.T - 1 :])
+            value = value + penalty / 2 * weight[:-1].square().sum()
             value.backward()
             return value
 
         optimizer.step(loss)
         self.weight = weight.detach()
 
-    def logits(self, episodes):
-        return [self.look(episodes.obs(i)) @ self.weight for i in range(len(episodes))]
+    def read(self, episodes):
+        """The logits of each episode."""
+        return [self.logits(self.look(episodes.obs(i)), self.weight) for i in range(len(episodes))]
 
     def captions(self, logits, margin, pause):
         """What starts in an episode, logits (N, texts + 1), and then nothing for `pause` steps."""
@@ -69,15 +90,22 @@ class Probe:
         return captions
 
 
-def probe(T, train, val, episodes):
+def multiplications(T, train, annotated):
+    """In a pass over the data."""
+    steps = sum(train.steps(i) for i in annotated)
+    texts = {c.text for i in annotated for c in train.known_captions(i)}
+    return steps * train.meta["obs_dim"] * T * (len(texts) + 1)
+
+
+def probe(T, train, annotated, val, episodes):
     """What the probe says in episodes, at its best on val."""
-    model, best, true = Probe(train, T), -1, true_captions(val)
+    model, best, true = Probe(train, annotated, T), -1, true_captions(val)
     for penalty in PENALTIES:
         model.fit(penalty)
-        logits = model.logits(val)
+        logits = model.read(val)
         for margin, pause in itertools.product(MARGINS, PAUSES):
             f1 = score(true, [model.captions(x, margin, pause) for x in logits])["f1"]
             if f1 > best:
-                best, written = f1, model.logits(episodes)
-                written = [model.captions(x, margin, pause) for x in written]
-    return written
+                best, chosen, weight = f1, (margin, pause), model.weight
+    model.weight = weight
+    return [model.captions(x, *chosen) for x in model.read(episodes)]

@@ -195,9 +195,10 @@ def rows(name):
     train, val, episodes = (Episodes(folder, part) for part in ("train", "val", split))
     true = true_captions(episodes)
     count = sum(map(len, true))
+    every = range(len(train))
     for arm, written in {
-        "probe, present step": probe(1, train, val, episodes),
-        f"probe, {T} steps": probe(T, train, val, episodes),
+        "probe, present step": probe(1, train, every, val, episodes),
+        f"probe, {T} steps": probe(T, train, every, val, episodes),
         "ours": ours(name, folder, episodes),
     }.items():
         low, high = bootstrap(true, written)

@@ -5,7 +5,8 @@ How good the captions of runs are on their test episodes, with controls and base
     python -m bench.report out/seed-*        several: F1 of each, mean and 95 % interval
 
 A written caption is right if a true one of the same text starts within 3 steps, one to one. The
-controls give the encoder another episode's observations (shuffled), or none (zeroed).
+controls give the encoder another episode's observations (shuffled), or none (zeroed). The probes
+are logistic regressions of the annotated episodes, tuned on val (bench/probe.py).
 """
 
 import json
@@ -17,6 +18,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from bench.probe import LARGE, multiplications, probe
 from configurator import run
 from data import (
     END,
@@ -81,6 +83,17 @@ def reader_alone(episodes, train, annotated, past, feature_power, tokenizer):
     return [through_stream(c, episodes.steps(i), tokenizer) for i, c in enumerate(written)]
 
 
+def probes(episodes, train, annotated, T):
+    """What linear probes say that see the present step, or T; not where that takes too long."""
+    val, written = Episodes(train.folder, "val"), {}
+    for name, steps in {"probe, present step": 1, f"probe, {T} steps": T}.items():
+        if multiplications(steps, train, annotated) > LARGE:
+            print(f"{name}: left out, so much data takes it hours", file=sys.stderr)
+            continue
+        written[name] = probe(steps, train, annotated, val, episodes)
+    return written
+
+
 @torch.no_grad()
 def predictor_losses(encoder, predictor, episodes, tokenizer, shuffled=False):
     """Mean loss in nats per offset (4, K): on silence, first tokens of captions, the rest, all but
@@ -128,6 +141,7 @@ def report(out_dir, split="test", device="auto"):
     if annotated:
         args = episodes, train, annotated, encoder.T // 2, config["feature_power"], tokenizer
         written["reader alone"] = reader_alone(*args)
+        written |= probes(episodes, train, annotated, encoder.T)
         written["most frequent caption"] = most_frequent(episodes, train, annotated)
     written["perfect writer"] = perfect_writer(episodes, tokenizer)
     true = [episodes.captions(i) for i in range(len(episodes))]
@@ -181,6 +195,8 @@ def show_many(reports):
     runs = "".join(f"  run {n:<3}" for n in range(len(reports)))
     print(f"{'F1, held-out episodes':24}{runs}  mean +- 95 %")
     for arm in reports[0]:
+        if not all(arm in scores for scores in reports):
+            continue  # of runs with another T, or without annotated episodes
         values = [scores[arm]["f1"] for scores in reports]
         cells = "".join(f"  {value:.3f}  " for value in values)
         print(f"{arm:24}{cells}  {np.mean(values):.3f} +- {interval(values):.3f}")

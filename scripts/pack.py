@@ -8,40 +8,35 @@ Observations: .npy, .npz or .safetensors, an array (steps, dims) per episode. A 
 is the episode named like the file without its ending; several are the episodes file/array.
 An episode's pictures for the page are beside it: NAME-pictures.npy, (steps, h, w, 3) uint8.
 
-Captions: .csv with the columns episode,start,text and optionally end, or .jsonl with the same keys,
-as `sample.py --json` writes. A line with an episode and nothing else says that nothing happens in
-it; episodes that no line names are not annotated. Of several files, as in
---captions=captions.csv,corrected.jsonl, a later one replaces what earlier ones say of an episode.
-What an encoder wrote (its lines have "sure") trains, corrected or not; val and test are a person's.
+Captions: .csv with the columns episode,start,text and optionally end and unit (steps or seconds),
+or .jsonl with the same keys, as `sample.py --json` writes. A line with an episode and nothing else
+says that nothing happens in it; episodes that no line names are not annotated. Of several files, as
+in --captions=captions.csv,corrected.jsonl, a later one replaces what earlier ones say of an
+episode. What an encoder wrote (its lines have "sure") trains, corrected or not; val and test are a
+person's.
 
 With --group='(subject\d+)' episodes in whose names the same is found stay in one split.
 
 The same call again goes on where it was stopped, and packs again what is no longer as written.
 """
 
-import csv
-import difflib
-import glob
 import hashlib
-import io
 import json
-import math
 import os
 import re
 import sys
-from itertools import pairwise
+from datetime import datetime
 from pathlib import Path
-from typing import NamedTuple
 
-import numpy as np
 import torch
-from safetensors.torch import load_file
 from tqdm import tqdm
 
 from configurator import check_range, configure, run
-from data import Caption, Episode, record_faults, write_shard
-from runtime.checkpoint import parse_json, read_json, regular_file, write_json
-from runtime.shards import DTYPES, SPLITS, read_shard, shard_path, shard_paths, write_meta
+from data import Episode, record_faults, write_shard
+from runtime.checkpoint import read_json, write_json
+from runtime.shards import SPLITS, read_shard, shard_path, shard_paths, write_meta
+from scripts.captions import read_all_captions
+from scripts.recordings import find_recordings, load, load_pictures, picture_bytes
 
 obs = ""  # the observations' files, e.g. 'episodes/*.npy'
 captions = ""  # .csv or .jsonl, several with commas between; without it nothing is annotated
@@ -55,257 +50,6 @@ source = ""  # where the observations come from, for meta.json
 licence = ""  # what may be done with them, for meta.json
 
 SHARD = 256 * 2**20  # bytes of observations in a shard
-REAL = "float", "bfloat", "int", "uint", "bool"
-
-# -----------------------------------------------------------------------------
-# observations
-
-
-class Recording(NamedTuple):
-    """An episode's observations: array `name` of a file, of that many steps."""
-
-    id: str
-    path: str
-    name: str
-    steps: int
-
-    def pictures(self):
-        """The file of its pictures, if it has any."""
-        return Path(self.path).parent / f"{self.id}-pictures.npy"
-
-
-def open_arrays(path):
-    """{name: array} of a file; rows of .npy and .safetensors are read as they are used."""
-    if path.endswith(".npy"):  # np.load would go by the content, and unpickle if it could
-        x = np.lib.format.open_memmap(path, mode="r")
-        if x.offset + x.nbytes != os.path.getsize(path):
-            raise ValueError("more in it than one array")
-        return {"": x}
-    if path.endswith(".npz"):
-        return np.lib.npyio.NpzFile(path)
-    if path.endswith(".safetensors"):
-        return load_file(path)
-    raise ValueError("neither .npy, .npz nor .safetensors")
-
-
-def describe_arrays(path):
-    """[(name, shape, dtype as text), ..]. Raises ValueError for what are no observations."""
-    regular_file(path)
-    try:
-        arrays = [
-            (name, tuple(x.shape), getattr(x.dtype, "name", str(x.dtype)[6:]))
-            for name, x in open_arrays(path).items()
-        ]
-    except Exception as error:  # whatever the libraries raise for a garbled file
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise ValueError(f"{path}: not observations ({reason})") from None
-    for name, shape, dtype in arrays:
-        if len(shape) != 2 or not all(shape):
-            raise ValueError(f"{path}:{name} shape {shape}; observations are (steps, dims)")
-        if not dtype.startswith(REAL):
-            raise ValueError(f"{path}:{name} {dtype}; observations are real numbers")
-    return arrays
-
-
-def stored_dtype(dtypes):
-    """The dtype for observations of these dtypes: theirs if it is one and can be stored."""
-    dtypes = {"uint8" if dtype == "bool" else dtype for dtype in dtypes}
-    return dtypes.pop() if len(dtypes) == 1 and dtypes <= set(DTYPES.values()) else "float32"
-
-
-def find_recordings():
-    """All episodes in order of their ids, their dims, and the dtype in which they are stored."""
-    recordings, dims, dtypes = [], {}, set()
-    paths = sorted(glob.glob(os.path.expanduser(obs), recursive=True))
-    beside = {str(Path(path).with_suffix("")) + "-pictures.npy" for path in paths}
-    for path in [path for path in paths if path not in beside]:
-        arrays = describe_arrays(path)
-        for name, (steps, D), dtype in arrays:
-            suffix = f"/{name}" if len(arrays) > 1 else ""
-            recordings.append(Recording(Path(path).stem + suffix, path, name, steps))
-            dims.setdefault(D, path)
-            dtypes.add(dtype)
-    if not recordings:
-        raise ValueError(f"--obs={obs}: no such files; quote it, as in --obs='episodes/*.npy'")
-    if len(dims) > 1:
-        examples = ", ".join(f"{D} in {path}" for D, path in list(dims.items())[:2])
-        raise ValueError(f"observations differ in dims: {examples}")
-    for recording in recordings:
-        record = dict(id=recording.id, annotated="all", captions=[])
-        for fault in record_faults(record, recording.steps):
-            raise ValueError(f"{recording.path!r}: {fault}; rename it")
-    recordings.sort()
-    for a, b in pairwise(recordings):
-        if a.id == b.id:
-            raise ValueError(f"{a.path} and {b.path}: two episodes called {a.id!r}; rename one")
-    return recordings, min(dims), stored_dtype(dtypes)
-
-
-def load(recording, dtype):
-    """The observations of an episode (N, D). Raises ValueError where one is not finite."""
-    x = open_arrays(recording.path)[recording.name]
-    if isinstance(x, np.ndarray):
-        with np.errstate(over="ignore"):  # what is too large is told below
-            x = torch.from_numpy(x.astype(dtype))
-    x = x.to(getattr(torch, dtype))
-    bad = ~x.isfinite().all(1)
-    if bad.any():
-        place = f"{recording.path}:{recording.name}".rstrip(":")
-        step = int(bad.nonzero()[0])
-        raise ValueError(f"{place}, step {step}: not a finite number, or too large for {dtype}")
-    return x
-
-
-def load_pictures(recording):
-    """(steps, h, w, 3) uint8, mapped, or None where there are none. Raises ValueError."""
-    path = recording.pictures()
-    if not path.exists():
-        return None
-    try:
-        x = np.lib.format.open_memmap(regular_file(path), mode="c")
-    except Exception as error:  # whatever numpy raises for a garbled file
-        raise ValueError(f"{path}: not pictures ({error})") from None
-    if x.dtype != np.uint8 or x.shape != (recording.steps, *x.shape[1:3], 3) or not x.size:
-        right = f"({recording.steps}, h, w, 3) uint8"
-        raise ValueError(f"{path}: {x.shape} {x.dtype}; the pictures are {right}")
-    return x
-
-
-def picture_bytes(recordings):
-    """Of the largest picture. Raises ValueError for what are no pictures."""
-    pictures = [load_pictures(recording) for recording in recordings]
-    return max(0 if x is None else x[0].nbytes for x in pictures)
-
-
-# -----------------------------------------------------------------------------
-# captions
-
-
-def csv_rows(text):
-    """(line number, dict) of a .csv file's rows; of several lines the last one's number."""
-    csv.field_size_limit(2**31 - 1)  # a long field is told below, with its line
-    reader = csv.DictReader(io.StringIO(text))
-    reader.fieldnames = [name.strip() for name in reader.fieldnames or []]
-    missing = sorted({"episode", "start", "text"} - set(reader.fieldnames))
-    for name in ("episode", "start", "end", "text"):
-        if reader.fieldnames.count(name) > 1:
-            raise ValueError(f"two columns are called {name}")
-    if missing:
-        names = ", ".join(missing)
-        raise ValueError(
-            f"the columns are episode,start,end,text; missing, or no commas between: {names}"
-        )
-    for row in reader:
-        yield reader.line_num, row
-
-
-def json_rows(text):
-    """(line number, dict) of a .jsonl file's rows; {} for what is no JSON object."""
-    for number, line in enumerate(text.split("\n"), 1):
-        if line.strip():
-            try:
-                row = parse_json(line.encode())
-            except ValueError:
-                row = {}
-            yield number, row if isinstance(row, dict) else {}
-
-
-def read_caption(row, steps):
-    """A row -> its Caption, or None where it says that nothing happens. Raises ValueError."""
-    text, start, end = row.get("text"), row.get("start"), row.get("end")
-    if not isinstance(text, (str, type(None))):
-        raise ValueError(f"text {text!r:.80}: not a string")
-    text = " ".join((text or "").split())
-    if start in (None, "") and not text:
-        return None
-    if not text and "by" not in row:  # a line of the page may say that nothing happens there
-        raise ValueError("no text; leave the line out")
-    if row.get("unit") == "seconds" and not fps:
-        raise ValueError("the times are seconds: --fps=.. says how many steps a second has")
-    times = f"start {start!s:.80}, end {end!s:.80}"
-    in_steps = not fps or row.get("unit") == "steps"
-    rate = 1 if in_steps else fps
-    try:
-        if bool in (type(start), type(end)):
-            raise TypeError
-        first = float(start) * rate
-        last = first if end in (None, "") else float(end) * rate
-    except (TypeError, ValueError, OverflowError):
-        raise ValueError(f"{times}: not numbers") from None
-    if last < first:
-        raise ValueError(f"{times}: it ends before it starts")
-    if not 0 <= first < steps or not last < math.inf:
-        hint = f"--fps={fps:g} makes times seconds" if fps else "--fps=.. makes times seconds"
-        has = f"steps 0 .. {steps - 1}" if in_steps else f"{steps / fps:g} seconds"
-        raise ValueError(f"{times}; episode {row['episode']} has {has}; {hint}")
-    if in_steps and first % 1:
-        raise ValueError(f"{times}: a step is a whole number; --fps=.. makes times seconds")
-    first = int(first + 1e-6)
-    return Caption(first, min(max(math.ceil(last - 1e-6), first + 1), steps), text)
-
-
-def read_row(row, steps):
-    """A row -> the id of its episode, and a list of its caption if it has one."""
-    if "episode" not in row or (len(row) > 1 and not {"start", "text"} <= row.keys()):
-        raise ValueError("not a JSON object with episode, start and text")
-    if None in row:
-        raise ValueError('more fields than columns; a text with a comma wants "quotes"')
-    name = str(row["episode"])
-    if name not in steps:
-        near = difflib.get_close_matches(name, steps, 1)
-        hint = f"did you mean {near[0]!r}?" if near else f"the first is {next(iter(steps))!r}"
-        raise ValueError(f"no episode {name!r:.80}; {hint}")
-    caption = read_caption(row, steps[name])
-    in_episode = [caption] if caption else []
-    record = dict(id=name, annotated="all", captions=[c._asdict() for c in in_episode if c.text])
-    for fault in record_faults(record, steps[name]):
-        raise ValueError(fault)
-    return name, in_episode
-
-
-def read_captions(path, steps):
-    """{episode id: captions} of a file, and whether an encoder wrote them.
-
-    steps: {episode id: its length}. Raises ValueError for all that a data set would refuse.
-    """
-    regular_file(path)
-    texts, written, ended, broken = {}, False, False, []
-    place = f"{path}, line 1"
-    rows = csv_rows if path.endswith(".csv") else json_rows
-    try:
-        for number, row in rows(Path(path).read_text(encoding="utf-8-sig")):
-            place = f"{path}, line {number}"
-            name, in_episode = read_row(row, steps)
-            texts.setdefault(name, []).extend(in_episode)
-            written |= "sure" in row
-            ended |= row.get("end") not in (None, "")
-            broken += [place] * ("\n" in str(row.get("text")))
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not UTF-8 ({error}); save it as UTF-8") from None
-    except (ValueError, csv.Error) as error:
-        raise ValueError(f"{place}: {error}") from None
-    if not texts:
-        raise ValueError(f"{path}: no captions in it")
-    if annotated == "captions" and not ended:
-        raise ValueError(f"{path}: --annotated=captions wants captions to end; no line has an end")
-    if broken:
-        problem = f"a caption of several lines ({len(broken)} in all): is a quote left open?"
-        print(f"warning: {broken[0]}: {problem}", file=sys.stderr)
-    return {name: sorted(in_episode) for name, in_episode in texts.items()}, written
-
-
-def read_all_captions(steps):
-    """{episode id: captions} of all files, and the episodes whose captions a person made."""
-    texts, by_person = {}, set()
-    for path in filter(None, captions.split(",")):
-        of_file, written = read_captions(path, steps)
-        texts |= of_file
-        by_person = by_person - of_file.keys() if written else by_person | of_file.keys()
-    return texts, by_person or set(texts)
-
-
-# -----------------------------------------------------------------------------
-# shards
 
 
 def group_of(name):
@@ -367,21 +111,37 @@ def fingerprint(recordings, texts, dtype):
     return hashlib.sha256(json.dumps(about).encode()).hexdigest()
 
 
+def read_old(path):
+    """The JSON of an earlier call, {} where there is none yet, or a broken one."""
+    try:
+        return read_json(path)
+    except ValueError:
+        return {}
+
+
 def find_intact(folder, wanted, meta):
     """Of the wanted {path: fingerprint}, {name: fingerprint} of those packed before and intact."""
     path = folder / "packed.json"
     if not path.is_file() and (path.exists() or any(folder.glob("*.safetensors"))):
         raise ValueError(f"{folder}: a data set that was not packed here; choose another --out")
-    try:
-        packed = read_json(path)
-    except ValueError:  # none yet, or broken: all is packed again
-        packed = {}
+    packed = read_old(path)
     return {
         path.name: key
         for path, key in tqdm(wanted.items(), desc="checking", leave=False, disable=None)
         if packed.get(path.name) == key
         and not read_shard(path, record_faults, meta["obs_dim"], meta["dtype"])[0]
     }
+
+
+def tell_replaced(folder, old):
+    """Says what is replaced, a data set with this meta.json: a run may have been trained on it."""
+    text = b"".join(path.read_bytes() for path in shard_paths(folder, "jsonl"))
+    episodes, texts = len(text.splitlines()), text.count(b'{"start": ')
+    when = datetime.fromtimestamp((folder / "meta.json").stat().st_mtime)
+    about = ", ".join(f"{key} {old.get(key)}" for key in ("obs_dim", "steps_per_second", "source"))
+    size = f"{episodes} episodes with {texts} captions, made {when:%Y-%m-%d %H:%M}, {about}"
+    hint = "runs trained on it do not fit the new one; another --out keeps both"
+    print(f"{folder}: replaces a data set ({size}); {hint}", file=sys.stderr)
 
 
 def make_episode(recording, texts, dtype):
@@ -412,6 +172,10 @@ def pack(folder, shards, texts, meta):
     for shard in tqdm(missing, desc="reading", unit="shard", leave=False, disable=None):
         for recording in shards[shard]:
             load(recording, dtype)
+
+    old = read_old(folder / "meta.json")
+    if old and (missing or surplus or any(old.get(key) != meta[key] for key in meta)):
+        tell_replaced(folder, old)
 
     # from here on it is no data set, and an interrupted call does not trust the shards it replaces
     if missing or surplus:
@@ -444,8 +208,10 @@ def check_settings():
 def make():
     """The data set that the settings describe."""
     check_settings()
-    recordings, D, dtype = find_recordings()
-    texts, by_person = read_all_captions({r.id: r.steps for r in recordings})
+    recordings, D, dtype = find_recordings(obs)
+    paths = filter(None, captions.split(","))
+    lengths = {r.id: r.steps for r in recordings}
+    texts, by_person = read_all_captions(paths, lengths, fps, annotated)
     room = SHARD // (D * getattr(torch, dtype).itemsize + picture_bytes(recordings))
     splits = held_out(by_person, texts.keys())
     found = len(recordings)  # what nobody annotated neither scores nor gives its group away
@@ -455,19 +221,16 @@ def make():
         print(f"left out: {left}, in groups that validate or test", file=sys.stderr)
     shards = plan(recordings, splits, room)
     meta = dict(obs_dim=D, dtype=dtype, steps_per_second=fps or None)
-    meta |= dict(
-        source=source, licence=licence, splits=list(dict.fromkeys(split for split, _ in shards))
-    )
+    present = [split for split in SPLITS if (split, 0) in shards]
+    meta |= dict(source=source, licence=licence, splits=present)
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     pack(folder, shards, texts, meta)
     steps = sum(recording.steps for recording in recordings)
     count = sum(bool(caption.text) for of in texts.values() for caption in of)
-    print(
-        f"{out}: {len(recordings)} episodes, {steps:,} steps of {D} {dtype}, "
-        f"{len(texts)} episodes annotated with {count} captions; "
-        f"look at it: python -m scripts.show {out}"
-    )
+    size = f"{len(recordings)} episodes, {steps:,} steps of {D} {dtype}"
+    of_texts = f"{len(texts)} episodes annotated with {count} captions"
+    print(f"{out}: {size}, {of_texts}; look at it: python -m scripts.show {out}")
 
 
 def main():

@@ -36,14 +36,16 @@ function showIndex() {
   $("index").hidden = false
   $("of").textContent = data.title
   $("unit").textContent = rate ? "seconds" : "steps"
+  const told = ["doubt", "surprise"].filter(k => data.pages.some(page => k in page))
+  for (const part of document.querySelectorAll(".surprise")) part.hidden = !told[1]
   const total = { id: "all" }
   const counted = ["steps", "hit", "missed", "false"]
   for (const k of counted) total[k] = data.pages.reduce((sum, page) => sum + (page[k] || 0), 0)
   for (const page of [...data.pages, total]) {
     const counts = counted.map(k => page[k] || 0)
-    const told = ["doubt", "surprise"].map(k => page.link ? page[k].toFixed(1) : "")
+    const tells = told.map(k => page.link ? (page[k] ?? 0).toFixed(1) : "")
     const name = page.link ? make("a", { href: page.link }, page.id) : make("strong", {}, page.id)
-    const cells = [time(counts[0]), ...counts.slice(1), f1(...counts.slice(1)), ...told]
+    const cells = [time(counts[0]), ...counts.slice(1), f1(...counts.slice(1)), ...tells]
     const numbers = cells.map(x => make("td", { className: "number" }, String(x)))
     $("pages").append(make("tr", {}, make("td", {}, name), ...numbers))
   }
@@ -242,6 +244,7 @@ function drawCurve() {
 
 function beginAhead() {
   $("ahead-title").parentElement.hidden = !K                           // a run without a predictor
+  $("top").classList.toggle("alone", !K)
   for (let j = 1; j <= K; j++) {
     const cells = ["+" + time(j), "", "", "", ""].map(x => make("td", {}, x))
     cells[2].className = "chance"
@@ -252,7 +255,7 @@ function beginAhead() {
 function beginPictures() {
   const { pictures } = data
   $("picture").hidden = !pictures
-  if (!pictures) return $("top").className = "bare"
+  if (!pictures) return $("top").classList.add("bare")
   Object.assign($("picture"), { width: pictures.w, height: pictures.h })
   images = pictures.images.map(src => Object.assign(new Image(), { src }))
 }

@@ -13,6 +13,7 @@ line each. The index begins with the episodes of which a label would tell most.
 import base64
 import re
 import struct
+import sys
 import zlib
 from collections import Counter
 from json import dumps
@@ -113,11 +114,12 @@ def texts_of(source):
 
 
 def doubts(tok, prob, ahead):
-    """Of 100 steps, how many the encoder would write otherwise, and the predictor not expect."""
+    """Of 100 steps, how many the encoder would write otherwise, and the predictor, if there is
+    one, not expect."""
     ids, probs = ahead
     expected = (probs * (ids == tok.roll(-1)[:, None]))[:-1, :1]
-    surprise = 100 * (1 - expected).mean().item() if expected.numel() else 0
-    return dict(doubt=100 * (1 - prob.float()).mean().item(), surprise=surprise)
+    surprise = dict(surprise=100 * (1 - expected).mean().item()) if expected.numel() else {}
+    return dict(doubt=100 * (1 - prob.float()).mean().item()) | surprise
 
 
 def fill(path, content):
@@ -156,25 +158,28 @@ def page_of(index, i):
 
 
 def write_index(path, title, rate, pages):
-    """Links to pages of dict(id, link, steps, hit, missed, false, doubt, surprise), in the order
-    in which labels would tell."""
+    """Links to pages of dict(id, link, steps, hit, missed, false, doubt, and surprise where there
+    is a predictor), in the order in which labels would tell."""
     pages = [page | dict(link=Path(page["link"]).name) for page in pages]
-    pages.sort(key=lambda page: -page["doubt"] - page["surprise"])
+    pages.sort(key=lambda page: -page["doubt"] - page.get("surprise", 0))
     fill(path, dict(title=title, rate=rate, pages=pages))
 
 
 def chosen(source):
     """The numbers of the episodes asked for."""
     if not episodes:
-        return [sample.number_of(source, episode)]
+        return [sample.number_of(source, split, episode)]
     first, _, last = episodes.partition("-")
     try:
         first, last = int(first), int(last or first)
     except ValueError:
         raise ValueError(f"--episodes={episodes}: first-last, for example 0-20") from None
-    if not 0 <= first <= last < len(source):
-        raise ValueError(f"--episodes={episodes}: {split} has episodes 0 .. {len(source) - 1}")
-    return range(first, last + 1)
+    has = f"--episodes={episodes}: {split} has episodes 0 .. {len(source) - 1}"
+    if not 0 <= first <= last or first >= len(source):
+        raise ValueError(has)
+    if last >= len(source):
+        print(f"{has}, so it ends there", file=sys.stderr)
+    return range(first, min(last + 1, len(source)))
 
 
 def main():

@@ -92,6 +92,11 @@ def in_seconds(rate, *steps):
     return " (" + " to ".join(f"{n / rate:g}" for n in steps) + " s)" if rate else ""
 
 
+def too_late(waits):
+    """How many captions wait so long that even a perfect writer misses them."""
+    return sum(wait > TOLERANCE for wait in waits)
+
+
 def share(n, total):
     return f"{n} ({100 * n / max(total, 1):.0f} %)"
 
@@ -116,7 +121,9 @@ def describe(split, episodes, counts):
     print(f"{share(counts['cut'], n)} are cut off by the end")
     waiting = share(sum(wait > 0 for wait in waits), n)
     longest = f"{max(waits)} steps{in_seconds(rate, max(waits))}"
-    print(f"  {waiting} wait for another to be written, at most {longest}")
+    late = share(too_late(waits), n)
+    print(f"  {waiting} wait for another to be written, at most {longest}", end="; ")
+    print(f"{late} more than {TOLERANCE} steps, which cannot be scored right")
     print("  most frequent:", ", ".join(f"{text} {count}" for text, count in texts.most_common(8)))
 
 
@@ -124,14 +131,22 @@ def observation_warnings(mean, std, least, most):
     constant, faint = most == least, (most > least) & (std < 1e-2)
     wild = (torch.maximum(most - mean, mean - least) > 100 * std) & (std >= 1e-2)
     for mask, problem in (
-        (constant, "never change: leave them out"),
-        (faint, "deviate by less than 0.01, where standardising stops: scale them up"),
-        (wild, "have values beyond 100 standard deviations, which are clipped: try the logarithm"),
+        (constant, "never change, so they say nothing: leave them out"),
+        (
+            faint,
+            "have a standard deviation below 0.01, which training does not scale up to 1, so "
+            "they count too little: multiply them by a number that does, and pack again",
+        ),
+        (
+            wild,
+            "have values more than 100 standard deviations from the mean, beside which the rest "
+            "looks constant: mend them if they are mistakes, or pack their logarithm",
+        ),
     ):
         dims = mask.nonzero()[:, 0].tolist()
         if dims:
             names = ", ".join(map(str, dims[:8])) + (", .." if len(dims) > 8 else "")
-            yield f"{len(dims)} of the dims ({names}) {problem}"
+            yield f"{len(dims)} of {len(std)} features (from 0 on: {names}) {problem}"
 
 
 def text_warnings(counts, rate):
@@ -143,11 +158,12 @@ def text_warnings(counts, rate):
             yield f"nothing is annotated in {split}: no words to learn, or no score"
     for split, of_split in counts.items():
         texts = of_split["texts"]
-        late = sum(wait > TOLERANCE for wait in of_split["waits"])
+        late = too_late(of_split["waits"])
         if late > texts.total() / 10:
+            steps = f"{TOLERANCE} steps{in_seconds(rate, TOLERANCE)}"
             yield (
-                f"{split}: {late} of {texts.total()} captions wait more than {TOLERANCE} steps"
-                f"{in_seconds(rate, TOLERANCE)}: merge or shorten some, or use more steps"
+                f"{split}: {share(late, texts.total())} of the captions wait more than {steps} "
+                "and cannot be scored right: merge or shorten some, or use more steps per second"
             )
         if of_split["silence"] < of_split["known"] / 5:
             yield f"{split}: less than a fifth of the annotated steps is silence: too dense"
@@ -202,7 +218,7 @@ def show(folder):
     mean, std, least, most, read, warnings = observation_statistics(splits)
     print(
         f"observations ({read} of {len(records)} episodes): values {least.min():.4g} to "
-        f"{most.max():.4g}; standard deviation of a dim {std.min():.3g} to {std.max():.3g}, "
+        f"{most.max():.4g}; standard deviation of a feature {std.min():.3g} to {std.max():.3g}, "
         f"median {std.median():.3g}"
     )
     warnings += [

@@ -90,7 +90,9 @@ def follow_stdin(encoder, tokenizer, rate=None):
 def rate_of(folder):
     """Steps per second of a run's data set; None where it says nothing, or is not at hand."""
     data = Path(data_of(folder, checkpoint.read_json(folder / "config.json")["data"]))
-    return read_meta(data)["steps_per_second"] if (data / "meta.json").exists() else None
+    if (data / "meta.json").exists():
+        return read_meta(data)["steps_per_second"]
+    print(f"{data}: no data set, so times are steps, not seconds", file=sys.stderr)
 
 
 def main():

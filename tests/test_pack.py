@@ -13,6 +13,7 @@ from data import Caption, Episodes, Tokenizer, write_shard
 from runtime import shards
 from runtime.shards import write_meta
 from scripts import check, pack, show
+from scripts.captions import read_caption
 
 
 @pytest.fixture
@@ -126,11 +127,10 @@ def test_times_in_seconds(folder, packed):
 
 
 @pytest.mark.parametrize("rate", [0.1, 7, 29.97, 30, 44100 / 512])
-def test_steps_told_in_seconds_are_the_same_steps_again(rate, monkeypatch):
-    monkeypatch.setattr(pack, "fps", rate)
+def test_steps_told_in_seconds_are_the_same_steps_again(rate):
     for step in range(10_000):
         row = dict(episode="a", start=step / rate, end=(step + 1) / rate, text="x", unit="seconds")
-        assert pack.read_caption(row, 10_000) == (step, step + 1, "x")
+        assert read_caption(row, 10_000, rate) == (step, step + 1, "x")
 
 
 def test_what_sample_py_writes_is_accepted_as_captions(folder, packed):
@@ -382,6 +382,36 @@ def test_a_quote_left_open_is_warned_of(folder, packed, capsys):
     assert warning in capsys.readouterr().err
 
 
+def test_times_that_would_fit_as_steps_are_warned_of_where_a_step_takes_seconds(
+    folder, packed, capsys
+):
+    packed(fps=0.1)
+    warning = "captions.csv: with --fps=0.1 all captions start in the first 10 % of their episodes"
+    assert warning in capsys.readouterr().err
+    text = (folder / "captions.csv").read_text()
+    (folder / "captions.csv").write_text(text + "ep1,290,,walk\n")  # as steps there are only 30
+    packed(fps=0.1)
+    assert "all captions" not in capsys.readouterr().err
+    in_steps = "episode,start,end,text,unit\n" + "".join(
+        f"ep{n},{n},,walk,steps\n" for n in range(6)
+    )
+    (folder / "captions.csv").write_text(in_steps)
+    assert packed(fps=0.1)["ep5"][2] == [Caption(5, 6, "walk")]
+    assert "all captions" not in capsys.readouterr().err
+
+
+def test_what_a_new_data_set_replaces_is_told_in_one_line(folder, packed, capsys):
+    packed(fps=1.0)
+    packed(fps=1.0)
+    assert "replaces" not in capsys.readouterr().err
+    replaced = f"{folder / 'mine'}: replaces a data set (10 episodes with 6 captions, made 20"
+    packed(fps=5.0, captions="")
+    (line,) = [x for x in capsys.readouterr().err.splitlines() if "replaces" in x]
+    assert line.startswith(replaced) and "steps_per_second 1.0" in line
+    packed(captions="", source="elsewhere")  # no shard changes
+    assert "10 episodes with 0 captions" in capsys.readouterr().err
+
+
 def test_unusual_observations_are_packed_or_refused_in_one_line(folder, packed):
     x = np.random.default_rng(0).random((30, 4))
     np.save(folder / "raw/ep3.npy", x.astype(np.longdouble))
@@ -452,10 +482,11 @@ def test_show_warns_of_what_will_hurt(folder, packed, capsys):
     show.show(str(folder / "mine"))
     said = capsys.readouterr().out
     for warning in (
-        "1 of the dims (1) never change",
-        "1 of the dims (2) deviate by less than 0.01",
-        "1 of the dims (3) have values beyond",
-        "captions wait more than 3 steps",
+        "1 of 4 features (from 0 on: 1) never change",
+        "1 of 4 features (from 0 on: 2) have a standard deviation below 0.01",
+        "1 of 4 features (from 0 on: 3) have values more than 100 standard deviations",
+        " more than 3 steps, which cannot be scored right\n",
+        "of the captions wait more than 3 steps and cannot be scored right: merge",
         "less than a fifth of the annotated steps is silence",
         "texts that no training episode has",
         "identical episodes: ",
@@ -477,7 +508,7 @@ def test_an_absurd_number_is_warned_of_and_spoils_no_statistic(folder, packed, c
     assert check.check(folder / "mine") == 0
     warning = "episode ep2: 1e+25 at step 12, feature 2: over a million times what is usual"
     assert warning in said and warning in capsys.readouterr().out
-    spread = "standard deviation of a dim (.*) to (.*), median (.*)"
+    spread = "standard deviation of a feature (.*) to (.*), median (.*)"
     numbers = [[float(n) for n in re.search(spread, text).groups()] for text in (usual, said)]
     assert numbers[1] == pytest.approx(numbers[0], rel=0.05)
     rows = torch.full((30, 2), 1.7e9)  # large, but all of it is: seconds since 1970

@@ -12,6 +12,8 @@ from encoder import Projector
 from runtime.shards import write_meta
 from scripts import page
 
+PHONE = dict(width=390, height=844, deviceScaleFactor=1, mobile=True)
+
 
 def cells(browser, table):
     return browser.js(
@@ -169,6 +171,37 @@ def test_the_index_links_the_pages_with_their_scores_most_doubt_first(browser, t
     assert browser.js("document.querySelector('#pages a').getAttribute('href')") == "index-1.html"
 
 
+def test_an_index_without_a_predictor_has_no_column_for_it(browser, tmp_path):
+    path = tmp_path / "index.html"
+    about = dict(steps=60, link=str(path))
+    page.write_index(path, "data/toy", 5, [dict(id=x, doubt=x, **about) for x in (1, 2)])
+    browser.open(f"file://{path}")
+    assert cells(browser, "pages")[0] == ["2", "12.0", "0", "0", "0", "–", "2.0"]
+    assert "surprise" not in browser.js("document.body.innerText")
+
+
+def test_an_episode_without_a_predictor_has_no_empty_column(shown):
+    browser, _ = shown(K=0)
+    assert "expects" not in browser.js("document.body.innerText")
+    widths = "[top, top.firstElementChild].map(x => x.getBoundingClientRect().width)"
+    whole, card = browser.js(f"(() => {{ const top = $('top'); return {widths} }})()")
+    assert whole == card
+
+
+def test_the_index_fits_a_phone(browser, tmp_path):
+    path = tmp_path / "index.html"
+    about = dict(steps=12345, hit=100, missed=200, false=300, doubt=99.9, surprise=99.9)
+    pages = [about | dict(id="person10_wrist1_afternoon_2026", link=str(path))]
+    page.write_index(path, "data/toy", 5, pages)
+    browser("Emulation.setDeviceMetricsOverride", **PHONE)
+    browser.open(f"file://{path}")
+    wide = "document.querySelector('.scroll')"
+    assert browser.js(f"{wide}.scrollWidth <= {wide}.clientWidth")
+    assert browser.js("document.documentElement.scrollWidth") == 390
+    assert browser.js("document.querySelector('#pages a').getClientRects().length") == 1  # line
+    browser("Emulation.clearDeviceMetricsOverride")
+
+
 def test_png_is_the_picture(browser):
     image = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
     url = "data:image/png;base64," + base64.b64encode(page.png(image)).decode()
@@ -229,7 +262,7 @@ def test_doubt_and_surprise_are_steps_of_a_hundred():
     assert told["doubt"] == pytest.approx(25)
     assert told["surprise"] == pytest.approx(100 * (0.5 + 0.5 + 1) / 3)
     nothing = torch.zeros(4, 0, dtype=torch.int64)
-    assert page.doubts(tok, torch.ones(4), (nothing, nothing)) == dict(doubt=0, surprise=0)
+    assert page.doubts(tok, torch.ones(4), (nothing, nothing)) == dict(doubt=0)
 
 
 def test_texts_come_from_all_splits_the_most_frequent_first(tmp_path):

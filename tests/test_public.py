@@ -68,20 +68,36 @@ def echoes(tmp_path, lag, steps=60):
 def test_the_probe_finds_what_lies_in_its_window_and_nothing_before(tmp_path):
     train, val = echoes(tmp_path, lag=5)  # further back than a caption may be off
     true = probe.true_captions(val)
-    assert score(true, probe.probe(6, train, val, val))["f1"] > 0.9
-    assert score(true, probe.probe(1, train, val, val))["f1"] < 0.6
+    annotated = range(len(train))
+    assert score(true, probe.probe(6, train, annotated, val, val))["f1"] > 0.9
+    assert score(true, probe.probe(1, train, annotated, val, val))["f1"] < 0.6
 
 
 def test_the_fit_is_the_least_of_the_penalised_likelihood(tmp_path):
-    """Its gradient, by hand, is zero."""
+    """Its gradient, by hand, is zero: of the annotated steps' windows, and no others."""
     train, _ = echoes(tmp_path, lag=0)
-    model = probe.Probe(train, 2)
+    train.records[4]["annotated"] = [[0, 30]]
+    annotated = [1, 4, 2]
+    model = probe.Probe(train, annotated, 2)
     model.fit(1e-2)
-    x, y, w = (v.double().numpy() for v in (model.x, torch.eye(3)[model.label], model.weight))
+    seen = [model.look(train.obs(i)).unfold(0, 2, 1).flatten(1) for i in annotated]
+    label = torch.cat([train.starts(i, model.texts) for i in annotated])
+    x = torch.nn.functional.pad(torch.cat(seen), (0, 1), value=1.0)[label >= 0]
+    y = torch.eye(3)[label[label >= 0]]
+    assert len(x) == 60 + 30 + 60
+    x, y, w = (v.double().numpy() for v in (x, y, model.weight))
     p = np.exp(x @ w) / np.exp(x @ w).sum(1, keepdims=True)
     penalty = 1e-2 * w
     penalty[-1] = 0  # not of the bias
     assert np.abs(x.T @ (p - y) / len(x) + penalty).max() < 1e-3
+
+
+def test_a_feature_that_never_moved_says_nothing_when_it_does(tmp_path):
+    train, _ = echoes(tmp_path, lag=0)
+    obs = torch.full((9, 3), 0.1)
+    train.obs = lambda i: obs * torch.tensor([1.0, 1.0, i])
+    model = probe.Probe(train, [0, 1], 2)
+    assert torch.equal(model.look(5 * obs)[:, :2], torch.zeros(10, 2))
 
 
 def test_the_probe_pauses_after_a_caption():

@@ -2,7 +2,6 @@ import json
 import os
 import subprocess
 import sys
-from unittest import mock
 
 import numpy as np
 import pytest
@@ -14,7 +13,7 @@ from data import Caption, Episode, Episodes, read_stream, write_shard
 from encoder import Encoder
 from runtime import checkpoint
 from runtime.shards import write_meta
-from scripts import pack
+from scripts.captions import read_caption
 from train import Predictor
 
 
@@ -81,9 +80,13 @@ def test_a_run_an_episode_by_name_and_the_least_probability(a_run, printed, monk
     sure = sorted(json.loads(line)["sure"] for line in lines.splitlines())
     kept = printed(json=True, episode=1, min_prob=sure[1] - 0.0005)
     assert len(kept.splitlines()) == len(sure) - 1
+    hint = "not in the split test; it has 0 .. 2, or a name, as 'test-0'"
     for wrong in ("3", "test-9", "-1"):
-        with pytest.raises(ValueError, match=f"--episode={wrong}: 0 .. 2, or a name, as 'test-0'"):
+        with pytest.raises(ValueError, match=f"--episode={wrong}: {hint}"):
             printed(episode=wrong)
+    hint = "--episode=train-1: not in the split test; it is in --split=train"
+    with pytest.raises(ValueError, match=hint):
+        printed(episode="train-1")
     monkeypatch.setattr(sys, "argv", ["sample.py", "out/mine", "x.py", "--json"])
     assert sample.arguments() == ["--out_dir=out/mine", "x.py", "--json"]
 
@@ -99,11 +102,10 @@ def test_what_is_written_in_seconds_is_packed_at_the_same_steps(a_run, toy, prin
     assert {row["unit"] for row in rows} == {"seconds"}
     shown = [line.split()[0] for line in printed(json=False).splitlines()[3:]]
     assert {f"{c.start / 30:g}" for c in captions} <= set(shown)
-    with mock.patch.object(pack, "fps", 30.0):
-        packed = [pack.read_caption(row, 40) for row in rows]
+    packed = [read_caption(row, 40, fps=30.0) for row in rows]
     assert [c[:2] for c in packed] == [c[:2] for c in captions]
     with pytest.raises(ValueError, match="the times are seconds: --fps=.. says"):
-        pack.read_caption(rows[0], 40)
+        read_caption(rows[0], 40, fps=0.0)
 
 
 def test_pages_and_an_index_are_written(a_run, tmp_path):
@@ -118,6 +120,12 @@ def test_pages_and_an_index_are_written(a_run, tmp_path):
     assert names == ["index-1.html", "index-2.html", "index.html"]
     assert "index-1.html" in (pages / "index.html").read_text()
     assert '"id":"test-2"' in (pages / "index-2.html").read_text()
+    command[-1] = "--episodes=2-20"
+    code, out, err = program(*command)
+    assert code == 0 and len(out.splitlines()) == 2
+    assert err == "--episodes=2-20: test has episodes 0 .. 2, so it ends there\n"
+    command[-1] = "--episodes=3-20"
+    assert program(*command) == (2, "", "--episodes=3-20: test has episodes 0 .. 2\n")
 
 
 def test_html_hands_over_to_the_page_and_imports_nothing_of_the_folder_it_is_run_in(
@@ -134,7 +142,7 @@ def test_html_hands_over_to_the_page_and_imports_nothing_of_the_folder_it_is_run
     done = subprocess.run(command, cwd=here, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert '"id":"test-0"' in (here / "page.html").read_text() and "page.html  0." in done.stdout
-    assert done.stdout.count("on the path") == 2  # in sample.py and in scripts.page
+    assert done.stdout.count("on the path") == 1  # one process
 
 
 def test_a_relative_data_set_is_found_from_anywhere(a_run, printed, toy, monkeypatch):
@@ -150,6 +158,7 @@ def test_a_run_without_a_predictor_expects_nothing(a_run, printed, toy):
     (a_run / "config.json").write_text(json.dumps(dict(data=str(toy), predict_weight=0.0)))
     (a_run / "checksums.json").write_text(json.dumps(checkpoint.checksums(a_run)))
     assert all(json.loads(line)["expected"] == "" for line in printed(json=True).splitlines())
+    assert "expected" not in printed(json=False)
 
 
 def test_a_closed_pipe_is_no_error(a_run):

@@ -66,10 +66,13 @@ def test_a_followed_stream_gives_the_captions_of_the_episode(a_run, toy, tokeniz
     assert captions[0]["unit"] == "steps" and in_seconds[0]["unit"] == "seconds"
 
 
-def test_the_rate_of_a_stream_is_that_of_the_data_set_if_it_is_at_hand(a_run, toy):
+def test_the_rate_of_a_stream_is_that_of_the_data_set_if_it_is_at_hand(a_run, toy, capsys):
     assert stream.rate_of(a_run) == 1
+    assert capsys.readouterr().err == ""
     toy.rename(toy.with_name("gone"))
     assert stream.rate_of(a_run) is None
+    told = f"{toy}: no data set, so times are steps, not seconds\n"
+    assert capsys.readouterr().err == told
 
 
 def test_a_stream_that_breaks_off_or_is_no_numbers_is_one_line(follow):

@@ -1,0 +1,139 @@
+"""
+Reads files of observations, and the pictures beside them, for scripts.pack, which says what is in
+them. What is wrong with one is a ValueError.
+"""
+
+import glob
+import os
+from itertools import pairwise
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+
+from data import record_faults
+from runtime.checkpoint import regular_file
+from runtime.shards import DTYPES
+
+REAL = "float", "bfloat", "int", "uint", "bool"
+
+
+class Recording(NamedTuple):
+    """An episode's observations: array `name` of a file, of that many steps."""
+
+    id: str
+    path: str
+    name: str
+    steps: int
+
+    def pictures(self):
+        """The file of its pictures, if it has any."""
+        return Path(self.path).parent / f"{self.id}-pictures.npy"
+
+
+def open_arrays(path):
+    """{name: array} of a file; rows of .npy and .safetensors are read as they are used."""
+    if path.endswith(".npy"):  # np.load would go by the content, and unpickle if it could
+        x = np.lib.format.open_memmap(path, mode="r")
+        if x.offset + x.nbytes != os.path.getsize(path):
+            raise ValueError("more in it than one array")
+        return {"": x}
+    if path.endswith(".npz"):
+        return np.lib.npyio.NpzFile(path)
+    if path.endswith(".safetensors"):
+        return load_file(path)
+    raise ValueError("neither .npy, .npz nor .safetensors")
+
+
+def describe_arrays(path):
+    """[(name, shape, dtype as text), ..]. Raises ValueError for what are no observations."""
+    regular_file(path)
+    try:
+        arrays = [
+            (name, tuple(x.shape), getattr(x.dtype, "name", str(x.dtype)[6:]))
+            for name, x in open_arrays(path).items()
+        ]
+    except Exception as error:  # whatever the libraries raise for a garbled file
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise ValueError(f"{path}: not observations ({reason})") from None
+    for name, shape, dtype in arrays:
+        if len(shape) != 2 or not all(shape):
+            raise ValueError(f"{path}:{name} shape {shape}; observations are (steps, dims)")
+        if not dtype.startswith(REAL):
+            raise ValueError(f"{path}:{name} {dtype}; observations are real numbers")
+    return arrays
+
+
+def stored_dtype(dtypes):
+    """The dtype for observations of these dtypes: theirs if it is one and can be stored."""
+    dtypes = {"uint8" if dtype == "bool" else dtype for dtype in dtypes}
+    return dtypes.pop() if len(dtypes) == 1 and dtypes <= set(DTYPES.values()) else "float32"
+
+
+def find_recordings(obs):
+    """All episodes in order of their ids, their dims, and the dtype in which they are stored.
+
+    obs: the files, a pattern.
+    """
+    recordings, dims, dtypes = [], {}, set()
+    paths = sorted(glob.glob(os.path.expanduser(obs), recursive=True))
+    beside = {str(Path(path).with_suffix("")) + "-pictures.npy" for path in paths}
+    for path in [path for path in paths if path not in beside]:
+        arrays = describe_arrays(path)
+        for name, (steps, D), dtype in arrays:
+            suffix = f"/{name}" if len(arrays) > 1 else ""
+            recordings.append(Recording(Path(path).stem + suffix, path, name, steps))
+            dims.setdefault(D, path)
+            dtypes.add(dtype)
+    if not recordings:
+        raise ValueError(f"--obs={obs}: no such files; quote it, as in --obs='episodes/*.npy'")
+    if len(dims) > 1:
+        examples = ", ".join(f"{D} in {path}" for D, path in list(dims.items())[:2])
+        raise ValueError(f"observations differ in dims: {examples}")
+    for recording in recordings:
+        record = dict(id=recording.id, annotated="all", captions=[])
+        for fault in record_faults(record, recording.steps):
+            raise ValueError(f"{recording.path!r}: {fault}; rename it")
+    recordings.sort()
+    for a, b in pairwise(recordings):
+        if a.id == b.id:
+            raise ValueError(f"{a.path} and {b.path}: two episodes called {a.id!r}; rename one")
+    return recordings, min(dims), stored_dtype(dtypes)
+
+
+def load(recording, dtype):
+    """The observations of an episode (N, D). Raises ValueError where one is not finite."""
+    x = open_arrays(recording.path)[recording.name]
+    if isinstance(x, np.ndarray):
+        with np.errstate(over="ignore"):  # what is too large is told below
+            x = torch.from_numpy(x.astype(dtype))
+    x = x.to(getattr(torch, dtype))
+    bad = ~x.isfinite().all(1)
+    if bad.any():
+        place = f"{recording.path}:{recording.name}".rstrip(":")
+        step = int(bad.nonzero()[0])
+        raise ValueError(f"{place}, step {step}: not a finite number, or too large for {dtype}")
+    return x
+
+
+def load_pictures(recording):
+    """(steps, h, w, 3) uint8, mapped, or None where there are none. Raises ValueError."""
+    path = recording.pictures()
+    if not path.exists():
+        return None
+    try:
+        x = np.lib.format.open_memmap(regular_file(path), mode="c")
+    except Exception as error:  # whatever numpy raises for a garbled file
+        raise ValueError(f"{path}: not pictures ({error})") from None
+    if x.dtype != np.uint8 or x.shape != (recording.steps, *x.shape[1:3], 3) or not x.size:
+        right = f"({recording.steps}, h, w, 3) uint8"
+        raise ValueError(f"{path}: {x.shape} {x.dtype}; the pictures are {right}")
+    return x
+
+
+def picture_bytes(recordings):
+    """Of the largest picture. Raises ValueError for what are no pictures."""
+    pictures = [load_pictures(recording) for recording in recordings]
+    return max(0 if x is None else x[0].nbytes for x in pictures)
