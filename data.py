@@ -263,7 +263,8 @@ class Episodes:
                     raise ValueError(f"{path.with_suffix('.jsonl')}, line {line}: {fault}")
                 self.records.append(record)
         if not self.index:
-            raise ValueError(f"{self.folder}: no {split}-00000.safetensors, so no split {split}")
+            splits = ", ".join(self.meta["splits"])
+            raise ValueError(f"{self.folder}: no {split}-00000.safetensors; it has {splits}")
 
     def __len__(self):
         return len(self.index)

@@ -39,6 +39,8 @@ def write_meta(folder, **meta):
 
 def read_meta(folder):
     """Raises ValueError where a folder is no data set of this format."""
+    if not Path(folder).is_dir():
+        raise ValueError(f"{folder}: no such data set; python -m scripts.pack makes one")
     path = Path(folder) / "meta.json"
     meta = read_json(path)
     splits, rate = meta.get("splits"), meta.get("steps_per_second")

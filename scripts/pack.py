@@ -187,7 +187,8 @@ def pack(folder, shards, texts, meta):
         write_json(packed, folder / "packed.json")
     for path in surplus:
         path.unlink()
-        path.with_suffix(".jsonl").unlink(missing_ok=True)
+        for beside in path.with_suffix(".jsonl"), path.with_stem(f"{path.stem}-pictures"):
+            beside.unlink(missing_ok=True)
     write_meta(folder, **meta)
 
 

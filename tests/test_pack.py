@@ -286,10 +286,15 @@ def test_changed_captions_repack_only_their_shard(folder, packed, monkeypatch):
 
 def test_fewer_files_leave_no_old_shards(folder, packed, monkeypatch):
     monkeypatch.setattr(pack, "SHARD", 30 * 4 * 4)
+    for n in range(10):
+        np.save(folder / f"raw/ep{n}-pictures.npy", np.zeros((30, 1, 1, 3), np.uint8))
     packed()
     for n in range(6, 10):
         (folder / f"raw/ep{n}.npy").unlink()
+        (folder / f"raw/ep{n}-pictures.npy").unlink()
     assert sorted(packed()) == [f"ep{n}" for n in range(6)]
+    for path in (folder / "mine").glob("*-pictures.safetensors"):
+        assert path.with_stem(path.stem.removesuffix("-pictures")).exists()
 
 
 @pytest.mark.parametrize(

@@ -78,8 +78,8 @@ def test_a_run_an_episode_by_name_and_the_least_probability(a_run, printed, monk
     lines = printed(json=True, episode=1)
     assert printed(json=True, episode="test-1") == lines
     sure = sorted(json.loads(line)["sure"] for line in lines.splitlines())
-    kept = printed(json=True, episode=1, min_prob=sure[1] - 0.0005)
-    assert len(kept.splitlines()) == len(sure) - 1
+    kept = printed(json=True, episode=1, min_prob=sure[-1] - 0.0005)
+    assert sure[-2] < sure[-1] - 0.0005 and len(kept.splitlines()) == 1
     hint = "not in the split test; it has 0 .. 2, or a name, as 'test-0'"
     for wrong in ("3", "test-9", "-1"):
         with pytest.raises(ValueError, match=f"--episode={wrong}: {hint}"):

@@ -65,7 +65,7 @@ def test_a_run_keeps_its_settings_its_log_and_its_last_checkpoints(trained):
         ("--learning_rate=1e999", "at least 0, finite"),
         ("--device=gpu", "one of auto"),
         ("--init_from=nowhere/", "no such directory"),
-        ("--data=nowhere", "nowhere/meta.json is missing"),
+        ("--data=nowhere", "nowhere: no such data set; python -m scripts.pack makes one"),
     ],
 )
 def test_a_setting_that_cannot_be_meant_is_one_line(trained, tmp_path, setting, message):
