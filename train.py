@@ -341,10 +341,10 @@ def main():
     check_settings()
     where, autocast = distributed.init(device)
     torch.manual_seed(seed)
-    print0(json.dumps(config))
     train, val, annotated = open_data()
     same = resume or distributed.RESTARTED, config, FIXED.split(), train.identity()
     checkpoint.resume_from(out_dir, *same)  # tells a fault now, not in minutes
+    print0(json.dumps(config))
     tokenizer, model, reader = build(train, annotated)
     folder = checkpoint.claim(out_dir, *same)
     if reader:

@@ -168,7 +168,8 @@ def bootstrap(true, written, rounds=1000):
 
 
 def show(scores, losses):
-    print(f"{'held-out test episodes':24}    F1  precision  recall  95 % of F1")
+    total = sum(count for _, count in scores["encoder"]["texts"].values())
+    print(f"{f'{total} captions of test':24}    F1  precision  recall  95 % of F1")
     for arm, row in scores.items():
         cells = f"{row['f1']:5.3f}  {row['precision']:9.3f}  {row['recall']:6.3f}"
         print(f"{arm:24} {cells}  " + "{:.2f} .. {:.2f}".format(*row["bootstrap"]))
@@ -193,7 +194,7 @@ def interval(values):
 
 def show_many(reports):
     runs = "".join(f"  run {n:<3}" for n in range(len(reports)))
-    print(f"{'F1, held-out episodes':24}{runs}  mean +- 95 %")
+    print(f"{'F1 on test':24}{runs}  mean +- 95 %")
     for arm in reports[0]:
         if not all(arm in scores for scores in reports):
             continue  # of runs with another T, or without annotated episodes

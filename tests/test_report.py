@@ -46,9 +46,7 @@ def test_controls_and_baselines_on_the_toy_data(toy, tokenizer):
 
 def test_a_probe_of_too_much_data_is_left_out_and_told(toy, monkeypatch, capsys):
     train, test = Episodes(toy, "train"), Episodes(toy, "test")
-    monkeypatch.setattr(
-        report, "LARGE", 8 * 40 * 6 * 4
-    )  # episodes, steps, features, texts and none
+    monkeypatch.setattr(report, "LARGE", 8 * 40 * 6 * 4)  # episodes, steps, features, texts + 1
     assert list(report.probes(test, train, range(8), 4)) == ["probe, present step"]
     assert capsys.readouterr().err == "probe, 4 steps: left out, so much data takes it hours\n"
 
@@ -56,7 +54,7 @@ def test_a_probe_of_too_much_data_is_left_out_and_told(toy, monkeypatch, capsys)
 def test_runs_with_other_windows_stand_side_by_side(capsys):
     reports = [{"encoder": dict(f1=n / 10), f"probe, {n} steps": dict(f1=0.5)} for n in (8, 16)]
     report.show_many(reports)
-    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["F1,", "encoder"]
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["F1", "encoder"]
 
 
 def test_losses_of_the_predictor_are_those_of_the_parallel_pass(toy, tokenizer):
