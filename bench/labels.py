@@ -7,7 +7,7 @@ What annotated episodes buy: each arm with 2 .. 128 of them, on worlds that noth
 Every cell is a run of train.py on Crafter with the flags below, in out/labels. It is scored on 50
 episodes of fresh worlds. A seed is another choice of annotated episodes and other weights.
 For what a policy network sees (domains/crafter_latents.py) add --data=data/crafter-latents
---fresh=data/crafter-latents-fresh --out=out/labels-latents --flags=--feature_power=0.
+--fresh=data/crafter-latents-fresh --out=out/labels-latents.
 """
 
 import json
