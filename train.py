@@ -275,7 +275,8 @@ def build(episodes, annotated):
         print0(f"a reader of half of the annotated episodes: F1 {reader.f1:.2f} on the rest")
     else:
         encoder.projector.standardise(episodes, powers[0])
-    print0(f"{D} features, as if {encoder.projector.effective():.1f} weighed alike")
+    changes = " and their changes" if encoder.projector.change_weight else ""
+    print0(f"{D} features{changes}, as if {encoder.projector.effective():.1f} weighed alike")
     predictor = Predictor(predictor_lm, width, K, stride, flash)
     predictor.requires_grad_(predict_weight > 0)
     return tokenizer, Grounding(encoder, predictor), reader if pseudo_labels else None
@@ -429,6 +430,7 @@ def main():
         raise ValueError(f"step {state['step'] - 1} was not finite, so the run's end is not saved")
     rest = "; --resume goes on" if state["step"] < max_iters else ""
     print0(f"stopped after step {state['step']} of {max_iters}{rest}")
+    print0(f"  best on val: step {state['best_step']}, F1 {max(state['best_f1'], 0):.3f}")
     print0(f"  python sample.py --out_dir={out_dir}        the captions of an episode")
     print0(f"  python -m bench.report {out_dir}            F1 on the test episodes, and controls")
 

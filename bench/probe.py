@@ -16,6 +16,7 @@ from data import Caption, score
 PENALTIES = 1e-2, 1e-3, 1e-4
 MARGINS = np.arange(-6, 3.1, 0.5)  # added to the logit of silence
 PAUSES = 1, 4, 8, 16  # steps
+ROWS = 4096  # that are looked at together: what they need stays in the cache
 LARGE = 2e10  # multiplications in a pass over the data, of some 300: minutes on one core
 
 
@@ -49,31 +50,46 @@ class Probe:
         return F.pad(starts, (self.T - 1, 0), value=-100)
 
     def logits(self, x, weight):
-        """x (T-1+N, D) -> (N, texts + 1), of each step's window of T rows.
+        """x (T-1+N, D) -> (N, C), of each step's window of T rows.
 
         The windows themselves would be T times the data: each row is read once for every place
         that it has in one, and what it says there goes to the window's last step.
         """
         T, C = self.T, weight.shape[1]
-        said = x @ weight[:-1].view(-1, T * C)  # the last row is the bias
-        said = said.unflatten(1, (T, C))
         N = len(x) - T + 1
+        said = (x @ weight[:-1].view(-1, T * C)).unflatten(1, (T, C))  # the last row is the bias
         return weight[-1] + sum(said[k : k + N, k] for k in range(T))
+
+    def gradient(self, x, error):
+        """Of the weight, where the loss has the gradient `error` (N, C) in the logits."""
+        T, (N, C) = self.T, error.shape
+        of_said = error.new_zeros(T - 1 + N, T, C)
+        for k in range(T):
+            of_said[k : k + N, k] = error
+        matrix = (x.T @ of_said.flatten(1)).view(-1, C)
+        return torch.cat((matrix, error.sum(0, keepdim=True)))
 
     def fit(self, penalty):
         """Minimises cross-entropy + penalty / 2 |weight|^2 by L-BFGS, from where it is."""
-        weight = self.weight.clone().requires_grad_()
+        weight, label = self.weight.clone(), self.label[self.T - 1 :]
         optimizer = torch.optim.LBFGS([weight], max_iter=100, line_search_fn="strong_wolfe")
+        count = (label >= 0).sum()
 
+        @torch.no_grad()
         def loss():
-            optimizer.zero_grad()
-            value = F.cross_entropy(self.logits(self.x, weight), self.label[self.T - 1 :])
-            value = value + penalty / 2 * weight[:-1].square().sum()
-            value.backward()
-            return value
+            total = penalty / 2 * weight[:-1].square().sum()
+            weight.grad = F.pad(penalty * weight[:-1], (0, 0, 0, 1))
+            for a in range(0, len(label), ROWS):
+                x, some = self.x[a : a + ROWS + self.T - 1], label[a : a + ROWS]
+                log_p = self.logits(x, weight).log_softmax(-1)
+                total += F.nll_loss(log_p, some, reduction="sum") / count
+                true = F.one_hot(some.clamp(min=0), weight.shape[1])
+                error = (log_p.exp() - true) * (some >= 0)[:, None] / count
+                weight.grad += self.gradient(x, error)
+            return total
 
         optimizer.step(loss)
-        self.weight = weight.detach()
+        self.weight = weight
 
     def read(self, episodes):
         """The logits of each episode."""

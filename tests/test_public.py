@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from bench import probe, public
 from bench.report import score
@@ -122,3 +123,15 @@ def test_a_line_for_each_of_the_three(tmp_path, monkeypatch, capsys):
 def test_what_is_not_installed_says_how_to_install_it():
     with pytest.raises(ValueError, match="no_such: pip install -r requirements-extra.txt"):
         public.folder_of("no_such")
+
+
+def test_the_gradient_of_the_probe_is_autograd_s():
+    linear = SimpleNamespace(T=3)
+    x, label = torch.randn(9, 4).double(), torch.tensor([0, 1, 2, 0, 1, 1, 2])
+    weight = torch.randn(3 * 4 + 1, 3).double().requires_grad_()
+    logits = probe.Probe.logits(linear, x, weight)
+    windows = x.unfold(0, 3, 1).flatten(1)  # (7, 4 * 3)
+    torch.testing.assert_close(logits, windows @ weight[:-1] + weight[-1])
+    (expected,) = torch.autograd.grad(F.cross_entropy(logits, label, reduction="sum"), weight)
+    error = logits.softmax(-1) - F.one_hot(label)
+    torch.testing.assert_close(probe.Probe.gradient(linear, x, error.detach()), expected)
