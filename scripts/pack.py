@@ -71,7 +71,9 @@ def held_out(by_person, annotated):
     if not total:
         return {}
     if total < 3:
-        raise ValueError(f"{total} annotated {kind}: train, val and test take three; cut one up")
+        raise ValueError(
+            f"only {total} {kind} to split: train, val and test take three; cut one up"
+        )
     order = sorted(drawn, key=lambda name: hashlib.sha256(name.encode()).digest())
     n_val, n_test = (min(max(round(x * total), 1), len(order) // 2) for x in (val, test))
     if n_val + n_test >= total:
@@ -214,9 +216,10 @@ def make():
     lengths = {r.id: r.steps for r in recordings}
     texts, by_person = read_all_captions(paths, lengths, fps, annotated)
     room = SHARD // (D * getattr(torch, dtype).itemsize + picture_bytes(recordings))
-    splits = held_out(by_person, texts.keys())
+    names = texts.keys() or lengths.keys()  # where nobody annotated any, all are alike
+    splits = held_out(by_person, names) if texts or len(names) > 2 else {}
     found = len(recordings)  # what nobody annotated neither scores nor gives its group away
-    recordings = [r for r in recordings if r.id in texts or group_of(r.id) not in splits]
+    recordings = [r for r in recordings if r.id in names or group_of(r.id) not in splits]
     if len(recordings) < found:
         left = f"{found - len(recordings)} episodes without annotations"
         print(f"left out: {left}, in groups that validate or test", file=sys.stderr)

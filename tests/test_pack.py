@@ -568,3 +568,10 @@ def test_a_shard_has_room_for_pictures(folder, packed, monkeypatch):
     monkeypatch.setattr(pack, "SHARD", 70 * (8 * 8 * 3 + 4 * 4))  # of 70 steps
     packed()
     assert max(len(shards.Shard(p).records()) for p in shards.shard_paths(folder / "mine")) == 2
+
+
+def test_what_nobody_annotated_can_be_trained_on_as_well(folder, packed):
+    packed(captions="")
+    for split in ("train", "val", "test"):
+        episodes = Episodes(folder / "mine", split)
+        assert len(episodes) and not any(episodes.known(i).any() for i in range(len(episodes)))
