@@ -65,7 +65,8 @@ def number_of(source, split, name):
         return numbers[name]
     where = {r["id"]: x for x in source.meta["splits"] for r in Episodes(source.folder, x).records}
     hint = f"it has 0 .. {len(names) - 1}, or a name, as {names[0]!r}"
-    hint = f"it is in --split={where[name]}" if name in where else hint
+    if name in where:
+        hint = f"it is in --split={where[name]}"
     raise ValueError(f"--episode={name}: not in the split {split}; {hint}")
 
 

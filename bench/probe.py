@@ -17,7 +17,7 @@ PENALTIES = 1e-2, 1e-3, 1e-4
 MARGINS = np.arange(-6, 3.1, 0.5)  # added to the logit of silence
 PAUSES = 1, 4, 8, 16  # steps
 ROWS = 4096  # that are looked at together: what they need stays in the cache
-LARGE = 2e10  # multiplications in a pass over the data, of some 300: minutes on one core
+LARGE = 2e10  # multiplications in a pass over the data; all passes take half an hour on one core
 
 
 def true_captions(episodes):
@@ -61,7 +61,10 @@ class Probe:
         return weight[-1] + sum(said[k : k + N, k] for k in range(T))
 
     def gradient(self, x, error):
-        """Of the weight, where the loss has the gradient `error` (N, C) in the logits."""
+        """Of the weight, where the loss has the gradient `error` (N, C) in the logits.
+
+        By hand: autograd makes zeros of the size of all `said` for each of its T slices.
+        """
         T, (N, C) = self.T, error.shape
         of_said = error.new_zeros(T - 1 + N, T, C)
         for k in range(T):

