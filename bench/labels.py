@@ -37,6 +37,8 @@ ARMS = {
     "ours": "",
     "without the predictor": "--predict_weight=0",
     "without gradient from it": "--detach=True",
+    "without pseudo-labels": "--pseudo_labels=False",
+    "without feature weights": "--feature_power=0",
     "fine-tuning": FINE_TUNING + "10",  # better than 4
     "plain fine-tuning": FINE_TUNING + "0",
 }
