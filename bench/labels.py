@@ -20,7 +20,6 @@ import numpy as np
 from bench.report import interval, reader_alone, written_captions
 from configurator import configure, run
 from data import Episodes, choose_annotated, score
-from domains import crafter_play
 from sample import load
 
 arm = ""  # which arm to run; '': none, only the table
@@ -47,6 +46,8 @@ ARMS = {
 def fresh_episodes():
     """50 episodes from worlds whose seeds no other data set has."""
     if not Path(FRESH, "meta.json").exists():
+        from domains import crafter_play
+
         crafter_play.make(FRESH, train=0, val=0, test=50, first_seed=1_000_000)
     return Episodes(fresh, "test")
 
