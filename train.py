@@ -99,7 +99,9 @@ def ahead_attention(q, k, v, T, K, stride, rows=256):
     B, H, N, _ = q.shape
     S, n = (N - T) // K, max(rows // K, 1)
     if q.is_cuda:
-        return compiled_flex()(q, k, v, block_mask=flex_mask(T, K, stride, N, q.device))
+        flex, mask = compiled_flex(), flex_mask(T, K, stride, N, q.device)
+        parts = zip(*(x.split(65535 // H) for x in (q, k, v)), strict=True)  # of one CUDA grid
+        return torch.cat([flex(*part, block_mask=mask) for part in parts])
     main = F.scaled_dot_product_attention(*(x[:, :, :T] for x in (q, k, v)), is_causal=True)
     k_main, v_main = (x[:, :, :T].flatten(0, 1) for x in (k, v))  # (BH, T, hs)
     own = (x[:, :, T:].flatten(0, 1).unflatten(1, (S, K)) for x in (q, k, v))  # (BH, S, K, hs)

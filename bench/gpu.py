@@ -30,8 +30,9 @@ from train import Grounding, Predictor, ahead_attention, ahead_mask
 CUDA = torch.cuda.is_available()
 DEVICE = "cuda" if CUDA else "cpu"
 MINIATURE = Shape(2, 64, 4, 503)
-# T and K of what is measured, windows in a pass, D
-T, K, WINDOWS, D = (128, 8, 8, 1024) if CUDA else (16, 4, 2, 8)
+SIZES = ((64, 16), (64, 128), (8, 512)) if CUDA else ((2, 16),)  # windows in a pass, T
+K, D = (8, 1024) if CUDA else (4, 8)
+DECODED = 128 if CUDA else 16  # steps
 # how train.py multiplies, and how far such products may be off
 NATIVE = CUDA and torch.cuda.is_bf16_supported(including_emulation=False)
 AUTOCAST = torch.autocast(DEVICE, torch.bfloat16, enabled=NATIVE)
@@ -90,10 +91,11 @@ def from_one_pass(context):
     """Decoded token by token with a cache, against one pass in float32."""
     layers, d, heads, words = PYTHIA["160m"] if CUDA else MINIATURE
     lm = GPTNeoX(Config(words, d, layers, heads)).to(DEVICE)
-    tok = torch.randint(words, (4, T), device=DEVICE)
+    tok = torch.randint(words, (4, DECODED), device=DEVICE)
+    half = DECODED // 2
     with context:
-        cache = lm.new_cache(4, T)
-        pieces = [lm(part, cache) for part in tok.split([T // 2] + [1] * (T // 2), 1)]
+        cache = lm.new_cache(4, DECODED)
+        pieces = [lm(part, cache) for part in tok.split([half] + [1] * half, 1)]
     return distance([torch.cat(pieces, 1)], [lm(tok)])
 
 
@@ -175,25 +177,25 @@ def peak():
     return 2 * n**3 / seconds(lambda: a @ a, 20)
 
 
-def a_model(shape):
+def a_model(shape, windows, T):
     """Encoder and predictor with random weights, and windows all of whose steps are annotated."""
     config = Config(shape.words, shape.width, shape.layers, shape.heads)
     with torch.device(DEVICE):
         encoder = Encoder(GPTNeoX(config), D, T)
         model = Grounding(encoder, Predictor(GPTNeoX(config), shape.width, K))
-        tok, known = torch.randint(shape.words, (WINDOWS, T)), torch.ones(WINDOWS, T).bool()
-        obs, noise = torch.randn(WINDOWS, T, D), torch.rand(WINDOWS, T)
+        tok, known = torch.randint(shape.words, (windows, T)), torch.ones(windows, T).bool()
+        obs, noise = torch.randn(windows, T, D), torch.rand(windows, T)
         batch = Batch(obs, tok, known, ~known, tok[:, 0], noise)
     return model, batch
 
 
-def measure(shape, best):
+def measure(shape, windows, T, best):
     """Milliseconds of encoder, predictor, predictor by mask, optimiser; share of best; GB."""
     if CUDA:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
         torch._dynamo.reset()
-    model, batch = a_model(shape)
+    model, batch = a_model(shape, windows, T)
     optimizer = train.configure_optimizer(model)
     targets, counts = model.targets(batch, True), torch.ones(3, device=DEVICE)
 
@@ -208,18 +210,18 @@ def measure(shape, best):
     optimise = seconds(optimizer.step)
     gigabytes = torch.cuda.max_memory_allocated() / 1e9 if CUDA else float("nan")
     mask = seconds(lambda: step(1.0, False))
-    share = WINDOWS * sum(operations(shape, T, K, 1)) / fast / best
+    share = windows * sum(operations(shape, T, K, 1)) / fast / best
     return [1e3 * x for x in (encoder, fast - encoder, mask - encoder, optimise)], share, gigabytes
 
 
-def table():
+def table(windows, T):
     best = peak()
-    print(f"{WINDOWS} windows, T={T}, K={K}; {best / 1e12:.3g} TFLOP/s in one large product; ms:")
+    print(f"{windows} windows, T={T}, K={K}; {best / 1e12:.3g} TFLOP/s in one large product; ms:")
     print("        encoder  predictor    by mask  optimiser   of that     GB")
     shapes = {x: PYTHIA[x] for x in ("70m", "160m", "410m", "1b")} if CUDA else {"tiny": MINIATURE}
     for name, shape in shapes.items():
         try:
-            times, share, gigabytes = measure(shape, best)
+            times, share, gigabytes = measure(shape, windows, T, best)
         except torch.OutOfMemoryError:
             print(f"{name:6} does not fit")
             continue
@@ -231,7 +233,8 @@ def main():
     print(torch.cuda.get_device_name() if CUDA else "no GPU: in miniature, on the CPU", flush=True)
     checks = [case for group in (attention, cross_entropy, decoding) for case in group()]
     right = [check(*case) for case in checks] + [check(*case) for case in training()]
-    table()
+    for windows, T in SIZES:
+        table(windows, T)
     if not all(right):
         sys.exit(f"{right.count(False)} of {len(right)} checks are wrong")
 

@@ -37,7 +37,7 @@ def test_a_kernel_that_is_wrong_or_fails_makes_the_exit_code_1(monkeypatch, caps
     monkeypatch.setattr(gpu, "linear_cross_entropy", fails)
     monkeypatch.setattr(gpu, "decoding", list)
     monkeypatch.setattr(gpu, "training", list)
-    monkeypatch.setattr(gpu, "table", list)
+    monkeypatch.setattr(gpu, "SIZES", ())
     with pytest.raises(SystemExit, match="7 of 7 checks are wrong"):
         gpu.main()
     said = capsys.readouterr().out
@@ -47,10 +47,10 @@ def test_a_kernel_that_is_wrong_or_fails_makes_the_exit_code_1(monkeypatch, caps
 @pytest.fixture
 def a_pass(monkeypatch):
     """The shape of a model, the model, and its loss on some windows, on a CPU."""
-    for name, value in dict(CUDA=False, DEVICE="cpu", T=16, K=4, WINDOWS=3, D=8).items():
+    for name, value in dict(CUDA=False, DEVICE="cpu", K=4, D=8).items():
         monkeypatch.setattr(gpu, name, value)
     shape = exp1.Shape(6, 64, 4, 503)
-    model, batch = gpu.a_model(shape)
+    model, batch = gpu.a_model(shape, 3, 16)
     targets, counts = model.targets(batch, True), torch.ones(3)
 
     def forward(windows):
