@@ -315,6 +315,10 @@ def check_settings():
     check_range(globals(), 0, "n_annotated predict_weight")
     check_range(globals(), -1, "feature_power")
     check_range(globals(), 0, "max_iters warmup_iters learning_rate projector_lr weight_decay")
+    if init_from == "scratch":
+        Config(1, n_embd, n_layer, n_head)
+    else:
+        find_checkpoint(init_from)
 
 
 # -----------------------------------------------------------------------------
@@ -345,11 +349,10 @@ def main():
     where, autocast = distributed.init(device)
     torch.manual_seed(seed)
     train, val, annotated = open_data()
-    same = resume or distributed.RESTARTED, config, FIXED.split(), train.identity()
-    checkpoint.resume_from(out_dir, *same)  # tells a fault now, not in minutes
+    same = config, FIXED.split(), train.identity()
+    folder = checkpoint.claim(out_dir, resume or distributed.RESTARTED, *same)
     print0(json.dumps(config))
     tokenizer, model, reader = build(train, annotated)
-    folder = checkpoint.claim(out_dir, *same)
     if reader:
         reader.fit(train, annotated)  # and the encoder goes on from what it learned to see
         model.encoder.projector.load_state_dict(reader.projector.state_dict())
