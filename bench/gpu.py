@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 
 import train
-from bench.exp1 import PYTHIA, Shape, operations
+from bench.exp1 import PYTHIA, Shape, memory, operations
 from bench.faults import make_data
 from configurator import run
 from data import Batch
@@ -217,7 +217,7 @@ def measure(shape, windows, T, best):
 def table(windows, T):
     best = peak()
     print(f"{windows} windows, T={T}, K={K}; {best / 1e12:.3g} TFLOP/s in one large product; ms:")
-    print("        encoder  predictor    by mask  optimiser   of that     GB")
+    print("        encoder  predictor    by mask  optimiser   of that     GB   reckoned")
     shapes = {x: PYTHIA[x] for x in ("70m", "160m", "410m", "1b")} if CUDA else {"tiny": MINIATURE}
     for name, shape in shapes.items():
         try:
@@ -226,7 +226,8 @@ def table(windows, T):
             print(f"{name:6} does not fit")
             continue
         print(f"{name:6}" + "".join(f"{x:9.1f}  " for x in times), end="")
-        print(f"{share:7.0%} {gigabytes:8.1f}", flush=True)
+        print(f"{share:7.0%} {gigabytes:8.1f}", end="")
+        print(f"  {sum(memory(shape, T, K, 1, windows)):8.1f}", flush=True)
 
 
 def main():
