@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 
 from runtime import shards
-from runtime.checkpoint import read_json
+from runtime.files import read_json
 from runtime.pretrained import read_bpe
 from runtime.shards import read_meta
 

@@ -24,7 +24,7 @@ from safetensors import SafetensorError, safe_open
 
 from data import END, Caption, score
 from model import GPTNeoX
-from runtime.checkpoint import save_tensors, tensors_of
+from runtime.files import save_tensors, tensors_of
 
 CLIP = 1.0  # standard deviations; beyond it a rare feature drowns the rest
 

@@ -17,7 +17,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from runtime.checkpoint import read_json, save_tensors, write_json
+from runtime.files import read_json, save_tensors, write_json
 from runtime.pretrained import find_checkpoint, read_weights
 
 GELU = {"gelu": "none", "gelu_fast": "tanh", "gelu_new": "tanh", "gelu_pytorch_tanh": "tanh"}

@@ -23,6 +23,7 @@ from data import END, SILENCE, Episodes, Tokenizer, match, read_stream, spans
 from encoder import Encoder
 from runtime import checkpoint
 from runtime.distributed import pick_device
+from runtime.files import read_json
 from train import Predictor
 
 out_dir = "out/crafter"  # the run to load
@@ -39,7 +40,7 @@ def load(out_dir, device="cpu"):
     """Encoder, predictor or None, tokenizer, settings and `folder` of the best checkpoint."""
     folder = checkpoint.best(out_dir)
     checkpoint.verify(folder)
-    config = checkpoint.read_json(folder / "config.json") | dict(folder=folder)
+    config = read_json(folder / "config.json") | dict(folder=folder)
     encoder, predictor = Encoder.from_pretrained(folder / "encoder").to(device), None
     if config.get("predict_weight") != 0:
         predictor = Predictor.from_pretrained(folder / "predictor").to(device)  # stride 1

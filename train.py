@@ -34,7 +34,7 @@ from configurator import check_range, configure, run
 from data import END, SILENCE, Episodes, Tokenizer, Windows, choose_annotated, read_stream, score
 from encoder import POWERS, Encoder, choose_reader
 from model import Config, GPTNeoX, find_checkpoint, linear_cross_entropy
-from runtime import checkpoint, distributed
+from runtime import checkpoint, distributed, files
 from runtime.distributed import all_reduce, print0
 
 # -----------------------------------------------------------------------------
@@ -182,8 +182,8 @@ class Predictor(nn.Module):
     def save_pretrained(self, folder):
         """config.json and model.safetensors as Pythia's, and condition.safetensors beside them."""
         self.lm.save_pretrained(folder)
-        weights, K = checkpoint.tensors_of(self.condition), {"K": str(self.K)}
-        checkpoint.save_tensors(weights, Path(folder, "condition.safetensors"), K)
+        weights, K = files.tensors_of(self.condition), {"K": str(self.K)}
+        files.save_tensors(weights, Path(folder, "condition.safetensors"), K)
 
     @classmethod
     def from_pretrained(cls, folder):

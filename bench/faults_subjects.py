@@ -25,7 +25,7 @@ from domains.vpt import embed
 from domains.vpt.network import VPT
 from encoder import Encoder
 from model import Config, GPTNeoX
-from runtime import checkpoint
+from runtime.files import read_json
 from runtime.pretrained import BYTE
 from scripts import check, pack, show
 
@@ -220,7 +220,7 @@ def use_recordings(folder, broken):
             mock.patch.object(signal, "signal"),
         ):
             program(embed, *options, f"--out={folder}/{out}", *more)
-        for split in checkpoint.read_json(folder / out / "meta.json")["splits"]:
+        for split in read_json(folder / out / "meta.json")["splits"]:
             episodes = Episodes(folder / out, split)
             for i, record in enumerate(episodes.records):
                 if not broken.startswith(f"rec/{record['id']}"):

@@ -27,7 +27,7 @@ from configurator import check_range, configure, run
 from data import Episode, Episodes, write_shard
 from domains.crafter_play import PER_SHARD, observe
 from domains.crafter_player import Player, World, constants
-from runtime.checkpoint import save_tensors
+from runtime.files import save_tensors
 from runtime.shards import read_meta, shard_path, write_meta
 
 data = "data/crafter"  # folder of a data set by crafter_play.py

@@ -11,7 +11,7 @@ import torch.nn as nn
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from runtime.checkpoint import regular_file
+from runtime.files import regular_file
 
 # the characters by which a byte-level vocabulary names bytes: printable ones stand for themselves
 PRINTABLE = [*range(33, 127), *range(161, 173), *range(174, 256)]

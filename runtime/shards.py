@@ -16,14 +16,7 @@ import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 
-from runtime.checkpoint import (
-    parse_json,
-    read_json,
-    regular_file,
-    replace,
-    save_tensors,
-    write_json,
-)
+from runtime.files import parse_json, read_json, regular_file, replace, save_tensors, write_json
 
 FORMAT = 1
 SPLITS = "train", "val", "test"

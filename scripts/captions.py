@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from data import Caption, record_faults
-from runtime.checkpoint import parse_json, regular_file
+from runtime.files import parse_json, regular_file
 
 
 def csv_rows(text):

@@ -28,8 +28,8 @@ import torch
 from tqdm import tqdm
 
 from configurator import check_range, configure, run
-from runtime.checkpoint import read_json, regular_file, replace, write_json
 from runtime.distributed import pick_device
+from runtime.files import read_json, regular_file, replace, write_json
 from runtime.pretrained import find_checkpoint
 from runtime.shards import checksums
 

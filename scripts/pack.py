@@ -33,7 +33,7 @@ from tqdm import tqdm
 
 from configurator import check_range, configure, run
 from data import Episode, record_faults, write_shard
-from runtime.checkpoint import read_json, write_json
+from runtime.files import read_json, write_json
 from runtime.shards import SPLITS, read_shard, shard_path, shard_paths, write_meta
 from scripts.captions import read_all_captions
 from scripts.recordings import find_recordings, load, load_pictures, picture_bytes

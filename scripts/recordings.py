@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from data import record_faults
-from runtime.checkpoint import regular_file
+from runtime.files import regular_file
 from runtime.shards import DTYPES
 
 REAL = "float", "bfloat", "int", "uint", "bool"

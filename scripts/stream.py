@@ -22,6 +22,7 @@ from data import END, SILENCE, Tokenizer
 from encoder import Encoder
 from runtime import checkpoint
 from runtime.distributed import pick_device
+from runtime.files import read_json
 from runtime.shards import read_meta
 from sample import arguments, data_of, timestamp
 
@@ -89,7 +90,7 @@ def follow_stdin(encoder, tokenizer, rate=None):
 
 def rate_of(folder):
     """Steps per second of a run's data set; None where it says nothing, or is not at hand."""
-    data = Path(data_of(folder, checkpoint.read_json(folder / "config.json")["data"]))
+    data = Path(data_of(folder, read_json(folder / "config.json")["data"]))
     if (data / "meta.json").exists():
         return read_meta(data)["steps_per_second"]
     print(f"{data}: no data set, so times are steps, not seconds", file=sys.stderr)

@@ -141,7 +141,7 @@ def test_a_shard_half_written_is_never_read(toy, monkeypatch):
     def full_disk(*_):
         raise OSError("disk full")
 
-    monkeypatch.setattr("runtime.checkpoint.save_file", full_disk)
+    monkeypatch.setattr("runtime.files.save_file", full_disk)
     with pytest.raises(OSError):
         write_shard(toy, "train", 1, [Episode("late", np.zeros((4, 6), np.float32), [])])
     assert len(Episodes(toy, "train")) == 12

@@ -23,7 +23,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from configurator import check_range, configure, run
-from runtime.checkpoint import parse_json, regular_file
+from runtime.files import parse_json, regular_file
 
 index = ""  # of recordings: a name in OpenAI's store (all_10xx_Jun_29.json), a URL or a file
 hours = 0.0  # of video to have in the end; about 2 GB each

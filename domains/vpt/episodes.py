@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from data import Caption, Episode, record_faults, write_shard
-from runtime.checkpoint import read_json, regular_file, replace
+from runtime.files import read_json, regular_file, replace
 from runtime.shards import SPLITS, Shard, read_shard, shard_path, shard_paths, write_meta
 
 LONGEST = 1e9  # seconds or frames into a recording: more is a mistake

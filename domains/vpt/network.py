@@ -21,7 +21,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from runtime.checkpoint import regular_file
+from runtime.files import regular_file
 
 RELATIVE = 10  # learned curves over distance, of which a head mixes its relative attention
 FILES = "use foundation-model-*, bc-* or rl-*.weights"

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from runtime.checkpoint import read_json, regular_file
+from runtime.files import read_json, regular_file
 
 FPS, WIDTH, HEIGHT = 20, 640, 360
 WINDOW_HEIGHT = 720  # of the player's window, in whose pixels the mouse is given

@@ -14,8 +14,9 @@ from domains.vpt.embed import embed_recording
 from domains.vpt.network import VPT
 from domains.vpt.recordings import FPS, draw_arrow, read_cursor
 from encoder import Encoder
-from runtime.checkpoint import best, read_json, verify
+from runtime.checkpoint import best, verify
 from runtime.distributed import pick_device
+from runtime.files import read_json
 from sample import data_of
 
 out_dir = "out/exp1"  # the run to load
