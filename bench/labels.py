@@ -2,10 +2,12 @@
 What annotated episodes buy: each arm with 2 .. 128 of them, on worlds that nothing has seen.
 
     python -m bench.labels --arm=ours --annotated=8 --seed=0     trains and scores one cell
+    python -m bench.labels --arm=ours --annotated=0 --seed=0     none: scripts.decipher, from text
     python -m bench.labels                                       the table of all that were scored
 
 Every cell is a run of train.py on Crafter with the flags below, in out/labels. It is scored on 50
-episodes of fresh worlds. A seed is another choice of annotated episodes and other weights.
+episodes of fresh worlds. A seed is another choice of annotated episodes (with 0 of them: the text
+of 250 other worlds) and other weights.
 For what a policy network sees (domains/crafter_latents.py) add --data=data/crafter-latents
 --fresh=data/crafter-latents-fresh --out=out/labels-latents.
 """
@@ -31,6 +33,7 @@ fresh = "data/crafter-fresh"  # what is scored
 flags = ""  # more flags of train.py, which count more than the arm's
 
 FRESH = "data/crafter-fresh"
+ALL = 10**6
 FINE_TUNING = "--pseudo_labels=False --predict_weight=0 --feature_power="
 ARMS = {
     "ours": "",
@@ -52,19 +55,50 @@ def fresh_episodes():
     return Episodes(fresh, "test")
 
 
+def text_alone(worlds=250):
+    """A file of the captions of worlds that nothing else has, a line each."""
+    folder, path = Path(f"data/crafter-text-{seed}"), Path(out, f"text-{seed}.jsonl")
+    if not Path(folder, "meta.json").exists():
+        from domains import crafter_play
+
+        first = 2_000_000 + worlds * seed
+        crafter_play.make(folder, train=worlds, val=0, test=0, first_seed=first)
+    episodes = Episodes(folder, "train")
+    with open(path, "w") as file:
+        for i in range(len(episodes)):
+            for caption in episodes.captions(i):
+                about = dict(episode=episodes.records[i]["id"], **caption._asdict())
+                file.write(json.dumps(about) + "\n")
+    return path
+
+
+def deciphered():
+    """The data set with captions that were deciphered, not annotated."""
+    folder = Path(out, f"deciphered-{seed}")
+    if not folder.exists():
+        command = f"-m scripts.decipher --data={data} --text={text_alone()} --out={folder}"
+        subprocess.run([sys.executable, *command.split()], check=True)
+    return folder
+
+
 def cell():
     """Trains one arm, scores it, without the predictor its reader alone as well, and keeps that."""
-    train, episodes = Episodes(data, "train"), fresh_episodes()
+    folder, n = (data, annotated) if annotated else (deciphered(), ALL)
+    train, episodes = Episodes(folder, "train"), fresh_episodes()
     out_dir = Path(out, f"{arm.replace(' ', '-')}-{annotated}-{seed}")
-    of_cell = f"--data={data} --out_dir={out_dir} --n_annotated={annotated} --seed={seed}"
+    of_cell = f"--data={folder} --out_dir={out_dir} --n_annotated={n} --seed={seed}"
+    of_cell += "" if annotated else " --eval_interval=400"  # val chooses nothing
     command = [sys.executable, "train.py", *f"{of_cell} {ARMS[arm]} {flags}".split()]
     if not out_dir.exists() and subprocess.run(command).returncode:
         sys.exit(2)  # train.py has said why
     encoder, _, tokenizer, config = load(out_dir)
     true = [episodes.captions(i) for i in range(len(episodes))]
     written = {arm: written_captions(encoder, episodes, tokenizer)}
+    if not annotated:
+        shuffled = written_captions(encoder, episodes, tokenizer, "shuffled")
+        written[f"{arm}, observations shuffled"] = shuffled
     if arm == "without the predictor":
-        some = choose_annotated(train, annotated, seed)
+        some = choose_annotated(train, n, seed)
         args = episodes, train, some, encoder.T // 2, config["feature_power"], tokenizer
         written["reader alone"] = reader_alone(*args)
     with open(Path(out, "scores.jsonl"), "a") as file:
