@@ -10,8 +10,9 @@ happened in them, and when, but no observations.
 An event is a feature that rises, or falls, by more than it usually changes. A caption is matched
 with the event that comes as often, at the same times of an episode, and as long before and after
 the captions matched already: the one whose counts differ least from the caption's, by the deviance
-of two Poisson rates (Wilks 1938). The clearest caption is matched first, and what it explains is
-taken from all other events. A caption that two events fit about as well is left out.
+of two Poisson rates (Wilks 1938). The clearest caption is matched first. Others may match what it
+leaves of an event. A caption that two events fit about as well is left out, and of two captions of
+a step the one of the rarer event is kept.
 
 The training episodes get these captions; val and test keep what they have.
 """
@@ -59,9 +60,12 @@ class Marks:
         time = [APART + i * (length + APART) + steps for i, (_, steps) in enumerate(marks)]
         return cls(kind, np.concatenate(time), n, len(marks), length)
 
-    def keep(self, chosen):
-        about = self.n, self.episodes, self.length
-        return Marks(self.kind[chosen], self.time[chosen], *about)
+    def first_of_runs(self, pause):
+        """Of marks of one kind with less than `pause` steps between each, the first."""
+        order = np.lexsort((self.time, self.kind))
+        kind, time = self.kind[order], self.time[order]
+        first = (np.diff(kind, prepend=-1) != 0) | (np.diff(time, prepend=-pause) >= pause)
+        return Marks(kind[first], time[first], self.n, self.episodes, self.length)
 
     def times(self, kind):
         return self.time[self.kind == kind]
@@ -111,26 +115,37 @@ def deviance(a, n_a, b, n_b):
     return 2 * (a * np.log(a / rate / n_a) + b * np.log(b / rate / n_b)).sum(-1)
 
 
-def match(said, seen):
-    """{kind of caption: (kind of event, its times, margin)}, of Marks of captions and of events."""
-    matched = {}
+def match(said, seen, pause):
+    """{kind of caption: (kind of event, its times, margin)}, of Marks of captions and of events.
+
+    Events of a kind with less than `pause` steps between each are one caption.
+    """
+    matched, explained = {}, np.zeros(0, int)
     while len(matched) < said.n:
+        every = with_the_unexplained(seen, explained)
+        first = every.first_of_runs(pause)
         texts = [kind for kind in range(said.n) if kind not in matched]
-        cost = deviance(said.rates()[texts], said.episodes, seen.rates(), seen.episodes)
-        for kind, (_, times, _) in matched.items():
+        cost = deviance(said.rates()[texts], said.episodes, first.rates(), first.episodes)
+        for kind, (event, times, _) in matched.items():
             counts = said.lags(said.times(kind))[texts]
-            cost += deviance(counts, said.episodes, seen.lags(times), seen.episodes)
-        cost[:, seen.count() < FEWEST] = np.inf
-        clearest = max(
-            (*best_event(row, seen), kind) for row, kind in zip(cost, texts, strict=True)
-        )
-        margin, event, kind = clearest
+            cost += deviance(counts, said.episodes, first.lags(times), first.episodes)
+            cost[:, event] = np.inf
+        cost[:, first.count() < FEWEST] = np.inf
+        best = [(*best_event(row, first), kind) for row, kind in zip(cost, texts, strict=True)]
+        margin, event, kind = max(best)
         if not margin > MARGIN:
             break
-        times = seen.times(event)
-        matched[kind] = event, times, margin
-        seen = seen.keep(~np.isin(seen.time, times))  # one thing happens at a step
+        matched[kind] = event % seen.n, first.times(event), margin
+        explained = np.union1d(explained, every.times(event))
     return matched
+
+
+def with_the_unexplained(seen, explained):
+    """Marks of twice as many kinds: the events, and what of each is at no explained time."""
+    left = ~np.isin(seen.time, explained)
+    kind = np.concatenate((seen.kind, seen.kind[left] + seen.n))
+    time = np.concatenate((seen.time, seen.time[left]))
+    return Marks(kind, time, 2 * seen.n, seen.episodes, seen.length)
 
 
 def best_event(cost, seen):
@@ -152,15 +167,7 @@ def read_text(path):
     return list(captions.values())
 
 
-def first_of_runs(kind, step, pause):
-    """Of marks of one kind with less than `pause` steps between each, the first."""
-    order = np.lexsort((step, kind))
-    kind, step = kind[order], step[order]
-    first = (np.diff(kind, prepend=-1) != 0) | (np.diff(step, prepend=-pause) >= pause)
-    return kind[first], step[first]
-
-
-def find_events(episodes, pause):
+def find_events(episodes):
     """Kinds and steps of the events of each episode; kind 2 f + 1: feature f rises, 2 f: falls."""
     change = torch.cat([episodes.obs(i).float().diff(dim=0) for i in range(len(episodes))])
     usual = change.std(0).numpy()
@@ -168,8 +175,7 @@ def find_events(episodes, pause):
     for i in tqdm(range(len(episodes)), "looking for events", disable=None):
         change = np.diff(episodes.obs(i).float().numpy(), axis=0)
         step, feature = np.nonzero(np.abs(change) > usual)
-        kind = 2 * feature + (change[step, feature] > 0)
-        events.append(first_of_runs(kind, step + 1, pause))
+        events.append((2 * feature + (change[step, feature] > 0), step + 1))
     return events
 
 
@@ -189,15 +195,19 @@ def decipher(episodes, said):
     ]
     spoken = Marks.of_episodes(marks, len(texts), length)
     kinds = 2 * episodes.meta["obs_dim"]
-    seen = Marks.of_episodes(find_events(episodes, pause), kinds, length)
-    captions = [[] for _ in range(len(episodes))]
-    for kind, (event, times, margin) in match(spoken, seen).items():
+    seen = Marks.of_episodes(find_events(episodes), kinds, length)
+    matched = sorted(match(spoken, seen, pause).items(), key=lambda item: -len(item[1][1]))
+    text_at = {}
+    for kind, (event, times, margin) in matched:  # the rarest last
+        text_at |= dict.fromkeys(times.tolist(), texts[kind])
         moves = f"feature {event // 2} {'rises' if event % 2 else 'falls'}"
         often = counts[texts[kind]] / len(said), len(times) / len(episodes)
         rates = "{:.2f} times an episode in the text, {:.2f} seen".format(*often)
         print(f"{texts[kind]:24} {moves:20} {rates}, margin {margin:.0f}", flush=True)
-        for i, step in zip(*seen.episode_and_step(times), strict=True):
-            captions[i].append(Caption(int(step), int(step) + 1, texts[kind]))
+    captions = [[] for _ in range(len(episodes))]
+    for time, name in sorted(text_at.items()):
+        episode, step = seen.episode_and_step(time)
+        captions[episode].append(Caption(int(step), int(step) + 1, name))
     return captions
 
 
