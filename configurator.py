@@ -44,6 +44,8 @@ def from_file(path):
 def from_argument(argument, defaults):
     name, equals, text = argument[2:].partition("=")
     value = text if equals else True  # --json is --json=True
+    if not equals and type(defaults.get(name, [True])[0]) is not bool:
+        raise ValueError(f"{argument}: a value is wanted, as in {argument}=..")
     if equals and type(defaults.get(name, [None])[0]) is not str:
         with contextlib.suppress(ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
             value = ast.literal_eval(text)

@@ -254,7 +254,9 @@ class Episodes:
     def __init__(self, folder, split):
         self.folder, self.meta = Path(folder), read_meta(folder)
         self.index, self.records = [], []  # index: (shard, first row, rows) of each episode
-        for path in sorted(self.folder.glob(f"{split}-?????.safetensors")):
+        for n, path in enumerate(sorted(self.folder.glob(f"{split}-?????.safetensors"))):
+            if path != shards.shard_path(folder, split, n):
+                raise ValueError(f"{shards.shard_path(folder, split, n)} is missing")
             shard = shards.Shard(path, self.meta["obs_dim"], self.meta["dtype"])
             firsts, steps = shard.offsets.tolist(), shard.offsets.diff().tolist()
             self.index += [(shard, first, n) for first, n in zip(firsts, steps, strict=False)]
@@ -264,7 +266,8 @@ class Episodes:
                 self.records.append(record)
         if not self.index:
             splits = ", ".join(self.meta["splits"])
-            raise ValueError(f"{self.folder}: no {split}-00000.safetensors; it has {splits}")
+            missing = f"{split}-00000.safetensors is missing; meta.json names {splits}"
+            raise ValueError(f"{self.folder}: {missing}")
 
     def __len__(self):
         return len(self.index)

@@ -313,7 +313,11 @@ def check_settings():
     if shard and (distributed.WORLD == 1 or batch_size % distributed.WORLD):
         raise ValueError("--shard wants torchrun, and a --batch_size that its processes divide")
     check_range(globals(), 0, "n_annotated predict_weight")
-    check_range(globals(), -1, "feature_power")
+    check_range(globals(), 0, "seed", most=2**63 - 1)
+    if feature_power != -1:
+        check_range(globals(), 0, "feature_power")
+    if not out_dir:
+        raise ValueError("--out_dir= is empty: a folder is wanted")
     check_range(globals(), 0, "max_iters warmup_iters learning_rate projector_lr weight_decay")
     if init_from == "scratch":
         Config(1, n_embd, n_layer, n_head)

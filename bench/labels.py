@@ -89,7 +89,7 @@ def cell():
     of_cell = f"--data={folder} --out_dir={out_dir} --n_annotated={n} --seed={seed}"
     of_cell += "" if annotated else " --eval_interval=400"  # val chooses nothing
     command = [sys.executable, "train.py", *f"{of_cell} {ARMS[arm]} {flags}".split()]
-    if not out_dir.exists() and subprocess.run(command).returncode:
+    if subprocess.run([*command, "--resume"]).returncode:
         sys.exit(2)  # train.py has said why
     encoder, _, tokenizer, config = load(out_dir)
     true = [episodes.captions(i) for i in range(len(episodes))]

@@ -179,11 +179,11 @@ SETS = dict(watch=watch, motions=motions, storms=storms)
 
 
 def ours(name, folder, episodes):
-    """What the encoder writes; trains it where no run is."""
+    """What the encoder writes; trains it where no run is finished."""
     out_dir = Path(out, f"{name}-{seed}")
     flags = f"--data={folder} --out_dir={out_dir} --seed={seed}".split()
     command = [sys.executable, "train.py", CONFIG, *flags]
-    if not out_dir.exists() and subprocess.run(command, stdout=sys.stderr).returncode:
+    if subprocess.run([*command, "--resume"], stdout=sys.stderr).returncode:
         sys.exit(2)  # train.py has said why
     encoder, _, tokenizer, _ = load(out_dir)
     return written_captions(encoder, episodes, tokenizer)

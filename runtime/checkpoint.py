@@ -31,13 +31,16 @@ KEEP = 2
 # which checkpoints there are
 
 
+def step_folders(out_dir):
+    """Oldest first. What a user renamed is none."""
+    paths = Path(out_dir).glob("step-*")
+    paths = [path for path in paths if re.fullmatch(r"step-\d{6,}", path.name)]
+    return sorted(paths, key=lambda path: int(path.name[5:]))
+
+
 def checkpoints(out_dir):
-    """The checkpoints of a run, oldest first. What a user renamed is none."""
-    paths = [
-        path for path in Path(out_dir).glob("step-*") if re.fullmatch(r"step-\d{6,}", path.name)
-    ]
-    complete = [path for path in paths if (path / "checksums.json").exists()]
-    return sorted(complete, key=lambda path: int(path.name[5:]))
+    """The checkpoints of a run, oldest first."""
+    return [path for path in step_folders(out_dir) if (path / "checksums.json").exists()]
 
 
 def newest(out_dir):
@@ -102,6 +105,9 @@ def claim(out_dir, *same):
         raise ValueError(f"--out_dir={out_dir}: another run writes there; choose another") from None
     for stale in out_dir.glob(".step-*"):
         shutil.rmtree(stale)
+    for path in step_folders(out_dir):
+        if any(path.iterdir()) and not (path / "checksums.json").exists():
+            raise ValueError(f"{path} has lost its checksums.json: remove or rename it")
     return broadcast(resume_from(out_dir, *same))
 
 

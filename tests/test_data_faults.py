@@ -297,3 +297,10 @@ def test_every_type_of_observation_comes_back_and_is_guarded(tmp_path, dtype):
     with pytest.raises(ValueError, match="episode a, step 7"):
         episodes.obs(0, 5, 9)
     assert episodes.obs(0, 0, 7).shape == (7, 3)  # what is read is checked, no more
+
+
+def test_a_shard_that_is_lost_is_told(toy):
+    write_shard(toy, "train", 1, [Episode("late", np.zeros((4, 6), np.float32), [])])
+    (toy / "train-00000.safetensors").rename(toy / "elsewhere")
+    with pytest.raises(ValueError, match="train-00000.safetensors is missing"):
+        Episodes(toy, "train")

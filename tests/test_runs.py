@@ -163,6 +163,13 @@ def test_the_newest_checkpoints_and_the_best_stay(data, tmp_path, monkeypatch):
     assert checkpoint.best(tmp_path / "out").name == "step-000005"
 
 
+def test_a_checkpoint_without_its_checksums_is_told(finished, data, tmp_path):
+    shutil.copytree(finished, tmp_path / "out")
+    (tmp_path / "out" / LAST / "checksums.json").unlink()
+    with pytest.raises(ValueError, match=f"{LAST} has lost its checksums.json"):
+        run(data, tmp_path / "out", "--resume=True")
+
+
 def test_what_does_not_belong_to_a_run_neither_hurts_nor_is_touched(finished, data, tmp_path):
     out = tmp_path / "out"
     shutil.copytree(finished, out)

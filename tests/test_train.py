@@ -60,6 +60,8 @@ def test_a_run_keeps_its_settings_its_log_and_its_last_checkpoints(trained):
         ("--T=41", "--T=41: no training episode has more than 40 steps"),
         ("--T=8 --K=8", "--K=8: at least 1, at most 7"),
         ("--n_annotated=-5", "at least 0"),
+        ("--seed=-1", "--seed=-1: at least 0"),
+        ("--feature_power=-0.5", "--feature_power=-0.5: at least 0"),
         ("--n_embd=34", "34 dimensions are not divisible by 4 heads"),
         ("--eval_interval=0", "at least 1"),
         ("--learning_rate=1e999", "at least 0, finite"),
