@@ -4,20 +4,24 @@ Captions for observations that nobody annotated, from text that was never seen b
     python -m scripts.decipher --data=data/mine --text=captions.csv --out=data/deciphered
     python train.py --data=data/deciphered --out_dir=out/deciphered --n_annotated=1000000
 
-The text is a file of captions as scripts.pack takes it, of other episodes of the same kind: what
-happened in them, and when, but no observations.
+The text is a file of captions as scripts.pack takes it, of other episodes of the same kind and
+length: what happened in them, and when, but no observations. Its times are seconds where the data
+set has a rate, else steps.
 
-An event is a feature that rises, or falls, by more than it usually changes. A caption is matched
-with the event that comes as often, at the same times of an episode, and as long before and after
-the captions matched already: the one whose counts differ least from the caption's, by the deviance
-of two Poisson rates (Wilks 1938). The clearest caption is matched first. Others may match what it
-leaves of an event. A caption that two events fit about as well is left out, and of two captions of
-a step the one of the rarer event is kept.
+An event is a feature that jumps up, or down, in one step. A caption is matched with the event that
+comes as often, at the same times of an episode, and as long before and after the captions matched
+already: the one whose counts differ least from the caption's, by the deviance of two Poisson rates
+(Wilks 1938). The clearest caption is matched first, and stays. Others may match what it leaves of
+an event. A caption that two events fit about as well is left out, and of two captions of a step the
+one of the rarer event is kept.
 
-The training episodes get these captions; val and test keep what they have.
+What fits best may still be wrong: see how often a caption is in the text, and how often seen.
+
+The training episodes get these captions, each a step long; val and test keep what they have.
 """
 
 import itertools
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -25,23 +29,24 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from configurator import check_range, configure, run
+from configurator import configure, run
 from data import Caption, Episode, Episodes, write_shard
 from encoder import shortest_repeat
 from runtime.shards import read_meta, write_meta
-from scripts.captions import csv_rows, json_rows, read_captions
+from scripts.captions import read_captions
 
 data = ""  # the data set whose observations are to get captions
 text = ""  # .csv or .jsonl of captions of other episodes
 out = ""  # folder of the data set that has both
-fps = 0.0  # steps per second; with it the captions' times are seconds, else steps
 
 BINS = 20  # of the time since an episode began
 MOST = 7  # times in an episode; more count as so many
-LAGS = ((0, 0), (1, 2), (3, 4), (5, 8), (9, 16), (17, 32), (33, 64))  # steps between two events
+AFTER = [(0, 0), (1, 2), (3, 4), (5, 8), (9, 16), (17, 32), (33, 64)]  # steps between two events
+LAGS = AFTER + [(-most, -least) for least, most in AFTER]  # to the same step twice
+JUMP = 6 * 1.4826  # times the median change of a feature: 6 deviations of normal noise
 APART = 100  # steps between episodes in a row: more than the longest lag
 FEWEST = 10  # what is rarer cannot be matched
-MARGIN = 10.0  # of deviance, to the next best event: it is e^5 times less likely
+MARGIN = 10.0  # of deviance, to the next best event
 NEAR = 3  # steps within which two events are of one thing
 LONGEST = 10**6  # steps of an episode of which there is only text
 
@@ -95,15 +100,12 @@ class Marks:
         return np.stack([*counts.reshape(self.n, BINS).T, *histogram], 1)
 
     def lags(self, times):
-        """How many of these times lie how long before and after marks of each kind, (n, lags)."""
+        """How many of these times lie how long after marks of each kind, (n, lags)."""
         total = np.zeros(self.episodes * (self.length + APART) + 2 * APART)
         np.add.at(total, times + 1, 1)
         total = total.cumsum()  # how many there are before each step
-        counts = []
-        for least, most in LAGS:
-            counts.append(self.count(total[self.time + most + 1] - total[self.time + least]))
-            counts.append(self.count(total[self.time - least + 1] - total[self.time - most]))
-        return np.stack(counts, 1)
+        found = [total[self.time + most + 1] - total[self.time + least] for least, most in LAGS]
+        return np.stack([self.count(weights) for weights in found], 1)
 
 
 def deviance(a, n_a, b, n_b):
@@ -152,58 +154,73 @@ def best_event(cost, seen):
     """How much more the next best event costs that is of another thing, and the best event."""
     best = int(cost.argmin())
     share = seen.count(seen.near(seen.times(best))) / seen.count().clip(min=1)
-    return np.where(share < 0.5, cost, np.inf).min() - cost[best], best
+    next_best = cost[(share < 0.5) & np.isfinite(cost)].min(initial=np.inf)
+    return (next_best - cost[best] if np.isfinite(next_best) else 0.0), best
 
 
 # -----------------------------------------------------------------------------
 # captions and observations as marks
 
 
-def read_text(path):
+class AnyEpisode(dict):
+    """The steps of episodes of which there is only text: {any name: very many}."""
+
+    def __contains__(self, name):
+        return True
+
+    def __missing__(self, name):
+        return LONGEST
+
+
+def read_text(path, fps):
     """A list of captions for each episode of the text."""
-    rows = (csv_rows if path.endswith(".csv") else json_rows)(Path(path).read_text("utf-8-sig"))
-    steps = {str(row.get("episode")): LONGEST for _, row in rows}
-    captions, _ = read_captions(path, steps, fps, "all")
-    return list(captions.values())
+    captions, _ = read_captions(path, AnyEpisode(), fps, "all")
+    return [sorted(set(in_episode)) for in_episode in captions.values()]
 
 
 def find_events(episodes):
-    """Kinds and steps of the events of each episode; kind 2 f + 1: feature f rises, 2 f: falls."""
-    change = torch.cat([episodes.obs(i).float().diff(dim=0) for i in range(len(episodes))])
-    usual = change.std(0).numpy()
+    """Kinds and steps of the events of each episode; 2 f: feature f jumps down, 2 f + 1: up."""
+    every = range(len(episodes))
+    change = torch.cat([episodes.obs(i).float().diff(dim=0) for i in every]).numpy()
+    least = np.maximum(change.std(0), JUMP * np.median(np.abs(change), 0))  # (D,)
     events = []
-    for i in tqdm(range(len(episodes)), "looking for events", disable=None):
+    for i in tqdm(every, "looking for events", disable=None):
         change = np.diff(episodes.obs(i).float().numpy(), axis=0)
-        step, feature = np.nonzero(np.abs(change) > usual)
+        step, feature = np.nonzero(np.abs(change) > least)
         events.append((2 * feature + (change[step, feature] > 0), step + 1))
     return events
 
 
+def usable(said, length):
+    """The text's captions that start within `length` steps, and are not too rare to be matched."""
+    late = sum(caption.start >= length for captions in said for caption in captions)
+    if late:
+        where = f"start at step {length} or later, where no episode goes on: is it the same unit?"
+        print(f"warning: {late} captions of the text {where}", file=sys.stderr)
+    said = [[c for c in captions if c.start < length] for captions in said]
+    counts = Counter(caption.text for captions in said for caption in captions)
+    return [[c for c in captions if counts[c.text] >= FEWEST] for captions in said]
+
+
 def decipher(episodes, said):
     """Captions for each of the episodes, from lists of captions of others. Says what it matched."""
-    counts = Counter(caption.text for captions in said for caption in captions)
-    texts = [name for name, count in counts.most_common() if count >= FEWEST]
     length = max(episodes.steps(i) for i in range(len(episodes)))
-    said = [[c for c in captions if c.text in texts and c.start < length] for captions in said]
-    pause = int(min(shortest_repeat(said), LAGS[-1][1]))
-    marks = [
-        (
-            np.array([texts.index(c.text) for c in captions], int),
-            np.array([c.start for c in captions], int),
-        )
-        for captions in said
-    ]
-    spoken = Marks.of_episodes(marks, len(texts), length)
+    said = usable(said, length)
+    texts = sorted({caption.text for captions in said for caption in captions})
+    named = [np.array([texts.index(c.text) for c in captions], int) for captions in said]
+    start = [np.array([c.start for c in captions], int) for captions in said]
+    spoken = Marks.of_episodes(list(zip(named, start, strict=True)), len(texts), length)
     kinds = 2 * episodes.meta["obs_dim"]
     seen = Marks.of_episodes(find_events(episodes), kinds, length)
+    pause = int(min(shortest_repeat(said), APART))
     matched = sorted(match(spoken, seen, pause).items(), key=lambda item: -len(item[1][1]))
     text_at = {}
     for kind, (event, times, margin) in matched:  # the rarest last
         text_at |= dict.fromkeys(times.tolist(), texts[kind])
-        moves = f"feature {event // 2} {'rises' if event % 2 else 'falls'}"
-        often = counts[texts[kind]] / len(said), len(times) / len(episodes)
+        jumps = f"feature {event // 2} jumps {'up' if event % 2 else 'down'}"
+        often = spoken.count()[kind] / len(said), len(times) / len(episodes)
         rates = "{:.2f} times an episode in the text, {:.2f} seen".format(*often)
-        print(f"{texts[kind]:24} {moves:20} {rates}, margin {margin:.0f}", flush=True)
+        print(f"{texts[kind]:24} {jumps:24} {rates}, margin {margin:.0f}", flush=True)
     captions = [[] for _ in range(len(episodes))]
     for time, name in sorted(text_at.items()):
         episode, step = seen.episode_and_step(time)
@@ -234,11 +251,14 @@ def main():
     for name in ("data", "text", "out"):
         if not globals()[name]:
             raise ValueError(f"--{name} is needed; python -m scripts.decipher --help")
-    check_range(globals(), 0, "fps", most=1e6)
-    if Path(out, "meta.json").exists():
-        raise ValueError(f"{out}: a data set is there; remove it, or choose another --out")
+    if Path(out).is_file() or Path(out).is_dir() and any(Path(out).iterdir()):
+        raise ValueError(f"{out}: something is there; remove it, or choose another --out")
     meta, train = read_meta(data), Episodes(data, "train")
-    captions = decipher(train, read_text(text))
+    said = read_text(text, meta["steps_per_second"] or 0)
+    annotated = sum(bool(record["annotated"]) for record in train.records)
+    if annotated:
+        print(f"warning: the captions of {annotated} episodes are replaced", file=sys.stderr)
+    captions = decipher(train, said)
     count = sum(map(len, captions))
     if not count:
         raise ValueError(f"{text}: no caption could be matched with an event of {data}")
