@@ -319,7 +319,7 @@ def check_settings():
     if not out_dir:
         raise ValueError("--out_dir= is empty: a folder is wanted")
     check_range(globals(), 0, "max_iters warmup_iters learning_rate projector_lr weight_decay")
-    if init_from == "scratch":
+    if init_from == "scratch":  # what build() would refuse is told before data and folder are made
         Config(1, n_embd, n_layer, n_head)
     else:
         find_checkpoint(init_from)

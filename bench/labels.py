@@ -75,9 +75,10 @@ def text_alone(worlds=250):
 def deciphered():
     """The data set with captions that were deciphered, not annotated."""
     folder = Path(out, f"deciphered-{seed}")
-    if not folder.exists():
+    if not Path(folder, "meta.json").exists():
         command = f"-m scripts.decipher --data={data} --text={text_alone()} --out={folder}"
-        subprocess.run([sys.executable, *command.split()], check=True)
+        if subprocess.run([sys.executable, *command.split()]).returncode:
+            sys.exit(2)  # it has said why
     return folder
 
 
@@ -108,7 +109,8 @@ def cell():
 
 
 def table():
-    """Mean F1 of each arm over seeds +- half of its 95 % interval, a column for each N."""
+    """Mean F1 of each arm over seeds +- half of its 95 % interval, a column for each N; and by how
+    much ours is better, paired by seed."""
     rows = [json.loads(line) for line in open(Path(out, "scores.jsonl"))]
     scores = {}
     for row in rows:
@@ -116,9 +118,18 @@ def table():
     counts = sorted({row["N"] for row in rows})
     print(f"{'F1 on fresh worlds':24}" + "".join(f"  {f'N={N}':>15}" for N in counts))
     for name, of_arm in scores.items():
-        cells = [list(of_arm.get(N, {}).values()) for N in counts]
-        texts = [f"{np.mean(c):.3f} +- {interval(c):.3f}" if c else "" for c in cells]
-        print(f"{name:24}" + "".join(f"  {text:>15}" for text in texts))
+        show(name, [list(of_arm.get(N, {}).values()) for N in counts])
+    ours = scores.pop("ours", {})
+    print("\nours minus that, by seed")
+    for name, of_arm in scores.items():
+        pairs = [(ours.get(N, {}), of_arm.get(N, {})) for N in counts]
+        show(name, [[a[s] - b[s] for s in a.keys() & b.keys()] for a, b in pairs])
+
+
+def show(name, cells):
+    """A line of the table: the mean of each cell's numbers, and its interval."""
+    texts = [f"{np.mean(c):.3f} +- {interval(c):.3f}" if c else "" for c in cells]
+    print(f"{name:24}" + "".join(f"  {text:>15}" for text in texts))
 
 
 def main():

@@ -26,8 +26,6 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
-import torch
-from tqdm import tqdm
 
 from configurator import configure, run
 from data import Caption, Episode, Episodes, write_shard
@@ -180,12 +178,11 @@ def read_text(path, fps):
 
 def find_events(episodes):
     """Kinds and steps of the events of each episode; 2 f: feature f jumps down, 2 f + 1: up."""
-    every = range(len(episodes))
-    change = torch.cat([episodes.obs(i).float().diff(dim=0) for i in every]).numpy()
-    least = np.maximum(change.std(0), JUMP * np.median(np.abs(change), 0))  # (D,)
+    changes = [episodes.obs(i).float().diff(dim=0).numpy() for i in range(len(episodes))]
+    every = np.concatenate(changes)  # (steps, D)
+    least = np.maximum(every.std(0), JUMP * np.median(np.abs(every), 0))  # (D,)
     events = []
-    for i in tqdm(every, "looking for events", disable=None):
-        change = np.diff(episodes.obs(i).float().numpy(), axis=0)
+    for change in changes:
         step, feature = np.nonzero(np.abs(change) > least)
         events.append((2 * feature + (change[step, feature] > 0), step + 1))
     return events
