@@ -442,6 +442,8 @@ def main():
     print0(f"  best on val: step {state['best_step']}, F1 {max(state['best_f1'], 0):.3f}")
     print0(f"  python sample.py --out_dir={out_dir}        the captions of an episode")
     print0(f"  python -m bench.report {out_dir}            F1 on the test episodes, and controls")
+    if "SIGINT" in caught:
+        raise KeyboardInterrupt  # exit code 130: what follows && shall not go on
 
 
 if __name__ == "__main__":

@@ -82,7 +82,7 @@ def finished(data, tmp_path_factory):
     return out
 
 
-@pytest.mark.parametrize("signal, code", [("TERM", 0), ("INT", 0), ("KILL", -9)])
+@pytest.mark.parametrize("signal, code", [("TERM", 0), ("INT", 130), ("KILL", -9)])
 def test_a_run_that_was_ended_goes_on_as_if_it_had_not(finished, data, tmp_path, signal, code):
     ended, said = interrupted(signal, 5, data, tmp_path / "out")
     assert ended == code, said
