@@ -2,12 +2,12 @@
 What annotated episodes buy: each arm with 2 .. 128 of them, on worlds that nothing has seen.
 
     python -m bench.labels --arm=ours --annotated=8 --seed=0     trains and scores one cell
-    python -m bench.labels --arm=ours --annotated=0 --seed=0     none: scripts.decipher, from text
+    python -m bench.labels --arm="ours with text" --annotated=0  none: what scripts.decipher finds
     python -m bench.labels                                       the table of all that were scored
 
 Every cell is a run of train.py on Crafter with the flags below, in out/labels. It is scored on 50
-episodes of fresh worlds. A seed is another choice of annotated episodes (with 0 of them: the text
-of 250 other worlds) and other weights.
+episodes of fresh worlds. A seed is another choice of annotated episodes, other weights, and where
+there is text, that of 250 other worlds.
 For what a policy network sees (domains/crafter_latents.py) add --data=data/crafter-latents
 --fresh=data/crafter-latents-fresh --out=out/labels-latents.
 """
@@ -37,6 +37,7 @@ ALL = 10**6
 FINE_TUNING = "--pseudo_labels=False --predict_weight=0 --feature_power="
 ARMS = {
     "ours": "",
+    "ours with text": "--eval_interval=400",  # once, so val chooses nothing
     "without the predictor": "--predict_weight=0",
     "without gradient from it": "--detach=True",
     "without pseudo-labels": "--pseudo_labels=False",
@@ -73,10 +74,11 @@ def text_alone(worlds=250):
 
 
 def deciphered():
-    """The data set with captions that were deciphered, not annotated."""
-    folder = Path(out, f"deciphered-{seed}")
+    """The data set with captions that were deciphered, but for those of the annotated episodes."""
+    folder = Path(out, f"deciphered-{annotated}-{seed}")
     if not Path(folder, "meta.json").exists():
         command = f"-m scripts.decipher --data={data} --text={text_alone()} --out={folder}"
+        command += f" --n_annotated={annotated} --seed={seed}"
         if subprocess.run([sys.executable, *command.split()]).returncode:
             sys.exit(2)  # it has said why
     return folder
@@ -84,11 +86,10 @@ def deciphered():
 
 def cell():
     """Trains one arm, scores it, without the predictor its reader alone as well, and keeps that."""
-    folder, n = (data, annotated) if annotated else (deciphered(), ALL)
+    folder, n = (deciphered(), ALL) if arm == "ours with text" else (data, annotated)
     train, episodes = Episodes(folder, "train"), fresh_episodes()
     out_dir = Path(out, f"{arm.replace(' ', '-')}-{annotated}-{seed}")
     of_cell = f"--data={folder} --out_dir={out_dir} --n_annotated={n} --seed={seed}"
-    of_cell += "" if annotated else " --eval_interval=400"  # val chooses nothing
     command = [sys.executable, "train.py", *f"{of_cell} {ARMS[arm]} {flags}".split()]
     if subprocess.run([*command, "--resume"]).returncode:
         sys.exit(2)  # train.py has said why
@@ -136,6 +137,8 @@ def main():
     configure(globals())
     if arm and arm not in ARMS:
         raise ValueError(f"--arm={arm}: one of {', '.join(ARMS)}")
+    if arm and not annotated and arm != "ours with text":
+        raise ValueError("--annotated=0: only --arm='ours with text' has captions then")
     if arm:
         cell()
     table()

@@ -13,11 +13,13 @@ comes as often, at the same times of an episode, and as long before and after th
 already: the one whose counts differ least from the caption's, by the deviance of two Poisson rates
 (Wilks 1938). The clearest caption is matched first, and stays. Others may match what it leaves of
 an event. A caption that two events fit about as well is left out, and of two captions of a step the
-one of the rarer event is kept.
+one of the rarer event is kept. In episodes that are annotated an event should also be where its
+caption is, and nowhere else.
 
 What fits best may still be wrong: see how often a caption is in the text, and how often seen.
 
-The training episodes get these captions, each a step long; val and test keep what they have.
+Training episodes that nobody annotated get these captions, each a step long. All others keep what
+they have.
 """
 
 import itertools
@@ -27,8 +29,8 @@ from pathlib import Path
 
 import numpy as np
 
-from configurator import configure, run
-from data import Caption, Episode, Episodes, write_shard
+from configurator import check_range, configure, run
+from data import Caption, Episode, Episodes, choose_annotated, write_shard
 from encoder import shortest_repeat
 from runtime.shards import read_meta, write_meta
 from scripts.captions import read_captions
@@ -36,6 +38,8 @@ from scripts.captions import read_captions
 data = ""  # the data set whose observations are to get captions
 text = ""  # .csv or .jsonl of captions of other episodes
 out = ""  # folder of the data set that has both
+n_annotated = 1000000  # training episodes that keep their captions; more than there are: all
+seed = 0  # of their choice, as in train.py
 
 BINS = 20  # of the time since an episode began
 MOST = 7  # times in an episode; more count as so many
@@ -44,6 +48,7 @@ LAGS = AFTER + [(-most, -least) for least, most in AFTER]  # to the same step tw
 JUMP = 6 * 1.4826  # times the median change of a feature: 6 deviations of normal noise
 APART = 100  # steps between episodes in a row: more than the longest lag
 FEWEST = 10  # what is rarer cannot be matched
+DISAGREE = 60.0  # deviance of a caption without its event, or the other way round
 MARGIN = 10.0  # of deviance, to the next best event
 NEAR = 3  # steps within which two events are of one thing
 LONGEST = 10**6  # steps of an episode of which there is only text
@@ -115,10 +120,11 @@ def deviance(a, n_a, b, n_b):
     return 2 * (a * np.log(a / rate / n_a) + b * np.log(b / rate / n_b)).sum(-1)
 
 
-def match(said, seen, pause):
+def match(said, seen, pause, true, known):
     """{kind of caption: (kind of event, its times, margin)}, of Marks of captions and of events.
 
-    Events of a kind with less than `pause` steps between each are one caption.
+    Events of a kind with less than `pause` steps between each are one caption. true: Marks of the
+    captions that stand beside the events seen; known: Marks of the steps that are annotated.
     """
     matched, explained = {}, np.zeros(0, int)
     while len(matched) < said.n:
@@ -130,6 +136,7 @@ def match(said, seen, pause):
             counts = said.lags(said.times(kind))[texts]
             cost += deviance(counts, said.episodes, first.lags(times), first.episodes)
             cost[:, event] = np.inf
+        cost += DISAGREE * disagreements(true, first, known)[texts]
         cost[:, first.count() < FEWEST] = np.inf
         best = [(*best_event(row, first), kind) for row, kind in zip(cost, texts, strict=True)]
         margin, event, kind = max(best)
@@ -138,6 +145,15 @@ def match(said, seen, pause):
         matched[kind] = event % seen.n, first.times(event), margin
         explained = np.union1d(explained, every.times(event))
     return matched
+
+
+def disagreements(true, seen, known):
+    """Of the annotated steps: how many captions of a kind have no event of a kind near, and how
+    many such events no such caption, (kinds of captions, kinds of events)."""
+    inside = np.isin(seen.time, known.time)
+    seen = Marks(seen.kind[inside], seen.time[inside], seen.n, seen.episodes, seen.length)
+    both = np.stack([seen.count(seen.near(true.times(kind))) for kind in range(true.n)])
+    return (true.count()[:, None] - both).clip(min=0) + seen.count() - both
 
 
 def with_the_unexplained(seen, explained):
@@ -199,18 +215,36 @@ def usable(said, length):
     return [[c for c in captions if counts[c.text] >= FEWEST] for captions in said]
 
 
-def decipher(episodes, said):
-    """Captions for each of the episodes, from lists of captions of others. Says what it matched."""
+def marks_of(captions, texts, length):
+    """Marks of a list of captions for each episode. What is not among the texts is left out."""
+    marks = []
+    for in_episode in captions:
+        found = [(texts.index(c.text), c.start) for c in in_episode if c.text in texts]
+        marks.append(np.array(found, int).reshape(-1, 2).T)
+    return Marks.of_episodes(marks, len(texts), length)
+
+
+def marks_of_known(episodes, annotated, length):
+    """Marks, of one kind, of each step that is annotated."""
+    steps = [(episodes.known(i) & (i in annotated)).nonzero()[0] for i in range(len(episodes))]
+    return Marks.of_episodes([(0 * known, known) for known in steps], 1, length)
+
+
+def decipher(episodes, said, annotated):
+    """Captions for each of the episodes, from lists of captions of others. Says what it matched.
+
+    annotated: the episodes whose captions may be read, to tell which event is which.
+    """
     length = max(episodes.steps(i) for i in range(len(episodes)))
     said = usable(said, length)
     texts = sorted({caption.text for captions in said for caption in captions})
-    named = [np.array([texts.index(c.text) for c in captions], int) for captions in said]
-    start = [np.array([c.start for c in captions], int) for captions in said]
-    spoken = Marks.of_episodes(list(zip(named, start, strict=True)), len(texts), length)
+    spoken = marks_of(said, texts, length)
     kinds = 2 * episodes.meta["obs_dim"]
     seen = Marks.of_episodes(find_events(episodes), kinds, length)
     pause = int(min(shortest_repeat(said), APART))
-    matched = sorted(match(spoken, seen, pause).items(), key=lambda item: -len(item[1][1]))
+    read = [episodes.known_captions(i) if i in annotated else [] for i in range(len(episodes))]
+    true = marks_of(read, texts, length), marks_of_known(episodes, annotated, length)
+    matched = sorted(match(spoken, seen, pause, *true).items(), key=lambda item: -len(item[1][1]))
     text_at = {}
     for kind, (event, times, margin) in matched:  # the rarest last
         text_at |= dict.fromkeys(times.tolist(), texts[kind])
@@ -230,12 +264,12 @@ def decipher(episodes, said):
 
 
 def rewrite(episodes, captions, split):
-    """Writes the split with these captions (or with its own), in shards as it was."""
+    """Writes the split in shards as it was. captions: {i: new ones}; other episodes keep theirs."""
 
     def episode(i):
         record = episodes.records[i]
-        known = "all" if captions else record["annotated"]
-        own = captions[i] if captions else episodes.captions(i)
+        known = "all" if i in captions else record["annotated"]
+        own = captions[i] if i in captions else episodes.captions(i)
         return Episode(record["id"], episodes.obs(i), own, known, episodes.pictures(i))
 
     shards = itertools.groupby(range(len(episodes)), lambda i: episodes.index[i][0])
@@ -248,22 +282,23 @@ def main():
     for name in ("data", "text", "out"):
         if not globals()[name]:
             raise ValueError(f"--{name} is needed; python -m scripts.decipher --help")
+    check_range(globals(), 0, "n_annotated")
+    check_range(globals(), 0, "seed", most=2**63 - 1)
     if Path(out).is_file() or Path(out).is_dir() and any(Path(out).iterdir()):
         raise ValueError(f"{out}: something is there; remove it, or choose another --out")
     meta, train = read_meta(data), Episodes(data, "train")
     said = read_text(text, meta["steps_per_second"] or 0)
-    annotated = sum(bool(record["annotated"]) for record in train.records)
-    if annotated:
-        print(f"warning: the captions of {annotated} episodes are replaced", file=sys.stderr)
-    captions = decipher(train, said)
-    count = sum(map(len, captions))
+    annotated = choose_annotated(train, n_annotated, seed)
+    captions = decipher(train, said, annotated)
+    new = {i: found for i, found in enumerate(captions) if i not in annotated}
+    count = sum(map(len, new.values()))
     if not count:
         raise ValueError(f"{text}: no caption could be matched with an event of {data}")
     Path(out).mkdir(parents=True, exist_ok=True)
     for split in meta["splits"]:
-        rewrite(Episodes(data, split), captions if split == "train" else None, split)
+        rewrite(Episodes(data, split), new if split == "train" else {}, split)
     write_meta(out, **{name: value for name, value in meta.items() if name != "format"})
-    print(f"{out}: {count} captions in {len(captions)} training episodes")
+    print(f"{out}: {count} captions in {len(new)} training episodes; {len(annotated)} keep theirs")
 
 
 if __name__ == "__main__":

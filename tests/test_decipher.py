@@ -86,15 +86,57 @@ def test_text_and_observations_that_never_met_are_matched(places):
     assert val[0].records == val[1].records
 
 
-def test_what_comes_as_often_is_told_apart_by_what_comes_before(places, monkeypatch):
+def f1_by_counts_alone(places, monkeypatch, annotated):
+    """Of what is deciphered where nothing is compared but how often something happens."""
     lags = decipher.Marks.lags
     monkeypatch.setattr(decipher.Marks, "lags", lambda self, times: 0 * lags(self, times))
     monkeypatch.setattr(decipher, "MARGIN", -1.0)
     monkeypatch.setattr(decipher, "BINS", 1)
-    episodes = Episodes(places / "data", "train")
-    captions = decipher.decipher(episodes, decipher.read_text(str(places / "text.jsonl"), 0))
-    true = [episodes.captions(i) for i in range(len(episodes))]
-    assert score(true, captions)["f1"] < 0.9
+    episodes, text = Episodes(places / "data", "train"), places / "text.jsonl"
+    for i in annotated:
+        episodes.records[i]["annotated"] = "all"
+    captions = decipher.decipher(episodes, decipher.read_text(str(text), 0), annotated)
+    return score([episodes.captions(i) for i in range(len(episodes))], captions)["f1"]
+
+
+def test_what_comes_as_often_is_told_apart_by_what_comes_before(places, monkeypatch):
+    assert f1_by_counts_alone(places, monkeypatch, annotated=[]) < 0.9
+
+
+def test_or_by_a_few_annotated_episodes(places, monkeypatch):
+    assert f1_by_counts_alone(places, monkeypatch, annotated=[3, 8]) > 0.95
+
+
+def test_annotated_episodes_keep_their_captions(places):
+    train = Episodes(places / "data", "train")
+    own = {3: ([Caption(7, 8, "dog barks")], "all"), 8: ([Caption(9, 10, "hum")], [[0, 20]])}
+    new = [([], []) if i not in own else own[i] for i in range(len(train))]
+    some = [Episode(f"e{i}", train.obs(i), *new[i]) for i in range(len(train))]
+    write_shard(places / "some", "train", 0, some)
+    write_meta(places / "some", **train.meta | dict(splits=["train"]))
+    code, said, err = call(places, data=places / "some", out=places / "kept", n_annotated=2)
+    assert code == 0 and "2 keep theirs" in said, err
+    kept = Episodes(places / "kept", "train")
+    for i, (captions, annotated) in own.items():
+        assert kept.captions(i) == captions and kept.records[i]["annotated"] == annotated
+    assert all(kept.known(i).all() for i in range(len(kept)) if i not in own)
+    code, said, err = call(places, data=places / "some", out=places / "replaced", n_annotated=0)
+    assert code == 0 and "0 keep theirs" in said, err
+    assert Episodes(places / "replaced", "train").captions(8) != own[8][0]
+
+
+def test_disagreements_are_counted_as_by_hand():
+    """Two episodes of 50 steps, the first of them annotated."""
+
+    def marks(n, *episodes):
+        pairs = [np.array(episode, int).reshape(-1, 2).T for episode in episodes]
+        return decipher.Marks.of_episodes(pairs, n, 50)
+
+    true = marks(2, [(0, 5), (0, 20), (0, 30)], [])
+    seen = marks(2, [(0, 6), (0, 33), (1, 4), (1, 10), (1, 19)], [(0, 6), (1, 40)])
+    known = marks(1, [(0, step) for step in range(50)], [])
+    # an event of kind 0 lacks at 20, one of kind 1 at 30, and at 10 one is too many
+    assert decipher.disagreements(true, seen, known).tolist() == [[1, 2], [2, 3]]
 
 
 def test_marks_are_counted_as_by_hand():
