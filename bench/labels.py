@@ -1,5 +1,5 @@
 """
-What annotated episodes buy: each arm with 2 .. 128 of them, on worlds that nothing has seen.
+What annotated episodes buy: each arm with 0 .. 128 of them, on worlds that nothing has seen.
 
     python -m bench.labels --arm=ours --annotated=8 --seed=0     trains and scores one cell
     python -m bench.labels --arm="ours with text" --annotated=0  none: what scripts.decipher finds
@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from bench.report import interval, reader_alone, written_captions
-from configurator import configure, run
+from configurator import check_range, configure, run
 from data import Episodes, choose_annotated, score
 from sample import load
 
@@ -65,6 +65,7 @@ def text_alone(worlds=250):
         first = 2_000_000 + worlds * seed
         crafter_play.make(folder, train=worlds, val=0, test=0, first_seed=first)
     episodes = Episodes(folder, "train")
+    path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "w") as file:
         for i in range(len(episodes)):
             for caption in episodes.captions(i):
@@ -112,6 +113,8 @@ def cell():
 def table():
     """Mean F1 of each arm over seeds +- half of its 95 % interval, a column for each N; and by how
     much ours is better, paired by seed."""
+    if not Path(out, "scores.jsonl").exists():
+        raise ValueError(f"{out}: nothing was scored yet; --arm=ours --annotated=8 is a cell")
     rows = [json.loads(line) for line in open(Path(out, "scores.jsonl"))]
     scores = {}
     for row in rows:
@@ -135,6 +138,7 @@ def show(name, cells):
 
 def main():
     configure(globals())
+    check_range(globals(), 0, "annotated seed")
     if arm and arm not in ARMS:
         raise ValueError(f"--arm={arm}: one of {', '.join(ARMS)}")
     if arm and not annotated and arm != "ours with text":

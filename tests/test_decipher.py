@@ -1,6 +1,7 @@
 """Text and observations that never met, of a process whose rates and order tell which is which."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -116,6 +117,8 @@ def test_annotated_episodes_keep_their_captions(places):
     write_meta(places / "some", **train.meta | dict(splits=["train"]))
     code, said, err = call(places, data=places / "some", out=places / "kept", n_annotated=2)
     assert code == 0 and "2 keep theirs" in said, err
+    assert "fewer than 10 captions hum: are they the same words?" in err
+    assert re.search(r"dog barks .*, at [01] of 1 annotated", said)
     kept = Episodes(places / "kept", "train")
     for i, (captions, annotated) in own.items():
         assert kept.captions(i) == captions and kept.records[i]["annotated"] == annotated
@@ -137,6 +140,8 @@ def test_disagreements_are_counted_as_by_hand():
     known = marks(1, [(0, step) for step in range(50)], [])
     # an event of kind 0 lacks at 20, one of kind 1 at 30, and at 10 one is too many
     assert decipher.disagreements(true, seen, known).tolist() == [[1, 2], [2, 3]]
+    known = marks(1, [(0, 5), (0, 20), (0, 30)], [])  # an event a step beside an annotated one
+    assert decipher.disagreements(true, seen, known).tolist() == [[1, 1], [0, 0]]
 
 
 def test_marks_are_counted_as_by_hand():
@@ -193,11 +198,16 @@ def test_deviance_is_twice_the_log_of_a_likelihood_ratio():
         (dict(data="nowhere"), "nowhere: no such data set"),
         (dict(out="{folder}/data"), "something is there"),
         (dict(text="{folder}/rare.jsonl"), "no caption could be matched"),
+        (
+            dict(text="{folder}/late.jsonl"),
+            "1 of 1 captions of the text start at step 150 or later",
+        ),
     ],
 )
 def test_a_users_mistake_is_one_line(places, other, message):
     rare = dict(episode="a", start=3, text="knock")
     (places / "rare.jsonl").write_text(json.dumps(rare))
+    (places / "late.jsonl").write_text(json.dumps(rare | dict(start=300)))
     other = {name: value.format(folder=places) for name, value in other.items()}
     code, _, err = call(places, **dict(out=places / "other") | other)
     assert code == 2 and message in err and err.count("\n") == 1, err
