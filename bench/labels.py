@@ -120,7 +120,7 @@ def table():
     for row in rows:
         scores.setdefault(row["arm"], {}).setdefault(row["N"], {})[row["seed"]] = row["f1"]
     counts = sorted({row["N"] for row in rows})
-    print(f"{'F1 on fresh worlds':24}" + "".join(f"  {f'N={N}':>15}" for N in counts))
+    print(f"{'F1 on fresh worlds':38}" + "".join(f"  {f'N={N}':>15}" for N in counts))
     for name, of_arm in scores.items():
         show(name, [list(of_arm.get(N, {}).values()) for N in counts])
     ours = scores.pop("ours", {})
@@ -133,7 +133,7 @@ def table():
 def show(name, cells):
     """A line of the table: the mean of each cell's numbers, and its interval."""
     texts = [f"{np.mean(c):.3f} +- {interval(c):.3f}" if c else "" for c in cells]
-    print(f"{name:24}" + "".join(f"  {text:>15}" for text in texts))
+    print(f"{name:38}" + "".join(f"  {text:>15}" for text in texts))
 
 
 def main():
