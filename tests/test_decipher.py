@@ -128,6 +128,15 @@ def test_annotated_episodes_keep_their_captions(places):
     assert Episodes(places / "replaced", "train").captions(8) != own[8][0]
 
 
+def test_where_all_episodes_are_annotated_there_is_nothing_to_decipher(places):
+    all_known = Episode("e", np.zeros((9, 2), np.float32), [Caption(3, 4, "knock")], "all")
+    write_shard(places / "whole", "train", 0, [all_known])
+    about = dict(steps_per_second=None, source="", licence="", splits=["train"])
+    write_meta(places / "whole", obs_dim=2, dtype="float32", **about)
+    code, _, err = call(places, data=places / "whole", out=places / "other")
+    assert code == 2 and "all training episodes are annotated; --n_annotated" in err
+
+
 def test_disagreements_are_counted_as_by_hand():
     """Two episodes of 50 steps, the first of them annotated."""
 
