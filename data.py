@@ -1,8 +1,11 @@
 """
 Text and episodes: tokenizer, captions <-> streams, caption F1, episodes on disk, training windows.
 
-A stream has one token per step: SILENCE, or a caption's tokens and then END, from the step on at
-which the observations so far determine the caption.
+A stream answers every step with the captions that begin there, each its tokens and then END, and
+at last with SILENCE, which asks for the next observation:
+
+    step        0        1                                   2        3
+    text        SILENCE  ' collect' ' wood' END SILENCE      SILENCE  ' drink' END SILENCE
 
     meta.json                  format, obs_dim, dtype, steps_per_second, source, licence, splits
     train-00000.safetensors    obs (N, D), episodes back to back; offsets (E+1,); crc (N,) of steps
@@ -102,7 +105,10 @@ class Tokenizer:
 
 
 class Caption(NamedTuple):
-    """A text from the step on at which observations determine it, to its last step (exclusive)."""
+    """A text, the step at which the observations so far determine it, and its end (exclusive).
+
+    A stream keeps no end: that of a caption read from it is start + 1.
+    """
 
     start: int
     end: int
@@ -110,36 +116,38 @@ class Caption(NamedTuple):
 
 
 def write_stream(captions, steps, tokenizer):
-    """Captions -> stream (steps,) int64. A caption that comes while another is written waits."""
-    tok = np.full(steps, SILENCE)
-    free = 0
-    for caption in sorted(captions):
+    """Captions -> the slots of a stream: tok (L,) int64, and the step of each, step (L,) int64.
+
+    L is steps, and the tokens and END of every caption. Captions of one step are in order of text.
+    """
+    starting = defaultdict(list)
+    for caption in sorted(captions, key=lambda caption: (caption.start, caption.text)):
         ids = tokenizer.encode(caption.text)
         if not ids:
             raise ValueError(f"caption at step {caption.start} has no tokens: {caption.text!r}")
-        start = max(caption.start, free)
-        free = start + len(ids) + 1
-        ids = [*ids, END][: max(steps - start, 0)]  # the episode's end may cut it off
-        tok[start : start + len(ids)] = ids
-    return tok
+        starting[caption.start] += [*ids, END]
+    said = [[*starting[t], SILENCE] for t in range(steps)]
+    tok = np.array([token for ids in said for token in ids], np.int64)
+    return tok, np.repeat(np.arange(steps), [len(ids) for ids in said])
 
 
 def spans(tok):
-    """[start, stop) of every caption in a stream: its tokens up to and with END, or to SILENCE."""
-    captions, start = [], None
-    for t, token in enumerate([*tok, SILENCE]):
-        if start is None and token > SILENCE:
-            start = t
-        elif start is not None and token <= SILENCE:
-            captions.append((start, t + (token == END)))
-            start = None
+    """[first, last) slots of every caption: its tokens up to and with END, or to SILENCE."""
+    captions, first = [], None
+    for i, token in enumerate([*tok, SILENCE]):
+        if first is None and token > SILENCE:
+            first = i
+        elif first is not None and token <= SILENCE:
+            captions.append((first, i + (token == END)))
+            first = None
     return captions
 
 
-def read_stream(tok, tokenizer):
-    """Stream -> captions, each from where it was written to its END."""
+def read_stream(tok, step, tokenizer):
+    """The slots of a stream (L,) -> its captions."""
     tok = [int(token) for token in tok]
-    return [Caption(a, b, tokenizer.decode(tok[a:b])) for a, b in spans(tok)]
+    starts = [(int(step[first]), tokenizer.decode(tok[first:last])) for first, last in spans(tok)]
+    return [Caption(start, start + 1, text) for start, text in starts]
 
 
 def match(true, written, tolerance=3):
@@ -162,15 +170,41 @@ def f1(hits, n_written, n_true):
     return 2 * hits / max(n_written + n_true, 1)
 
 
+def word_overlap(true, written, tolerance=3):
+    """The largest sum of word F1 over pairs of captions, one to one and in order, that start within
+    +- `tolerance` steps, as SODA has it for dense captions (Fujita et al., ECCV 2020)."""
+    true, written = (
+        [(c.start, Counter(c.text.split())) for c in sorted(captions)]
+        for captions in (true, written)
+    )
+    best = [0.0] * (len(written) + 1)  # of the captions so far and the first j written ones
+    for start, words in true:
+        diagonal = 0.0
+        for j, (other_start, other_words) in enumerate(written, 1):
+            pair = 0.0
+            if abs(start - other_start) <= tolerance:
+                shared = (words & other_words).total()
+                pair = f1(shared, words.total(), other_words.total())
+            diagonal, best[j] = best[j], max(best[j], best[j - 1], diagonal + pair)
+    return best[-1]
+
+
 def score(true, written):
-    """Lists of captions per episode -> dict of f1, precision, recall, and (f1, count) per text."""
+    """Lists of captions per episode -> dict of f1, precision, recall, and (f1, count) per text;
+    f1_exact, where captions start at the very step; word_f1, where texts need only share words."""
     hits, said, real = Counter(), Counter(), Counter()
+    exact = overlap = longer = 0
     for true_ones, written_ones in zip(true, written, strict=True):
         hits.update(caption.text for caption, _ in match(true_ones, written_ones))
         said.update(caption.text for caption in written_ones)
         real.update(caption.text for caption in true_ones)
+        exact += len(match(true_ones, written_ones, tolerance=0))
+        overlap += word_overlap(true_ones, written_ones)
+        longer += max(len(true_ones), len(written_ones))
     return dict(
         f1=f1(hits.total(), said.total(), real.total()),
+        f1_exact=f1(exact, said.total(), real.total()),
+        word_f1=overlap / max(longer, 1),
         precision=hits.total() / max(said.total(), 1),
         recall=hits.total() / max(real.total(), 1),
         texts={t: (f1(hits[t], said[t], real[t]), real[t]) for t, _ in real.most_common()},
@@ -311,14 +345,6 @@ class Episodes:
         known = self.known(i)
         return [caption for caption in self.captions(i) if known[caption.start]]
 
-    def stream(self, i, tokenizer):
-        """The stream of episode i (N,) int64, and which steps are annotated (N,) bool."""
-        known = self.known(i)
-        tok = write_stream(self.known_captions(i), len(known), tokenizer)
-        for a, b in spans(tok):  # a caption that spills past its span extends it
-            known[a:b] = True
-        return tok, known
-
     def starts(self, i, texts):
         """The index in texts of the caption that starts at each step, len(texts) where none does,
         -1 where nobody annotated: (N,) int64."""
@@ -340,11 +366,12 @@ def choose_annotated(episodes, n, seed):
 
 class Batch(NamedTuple):
     obs: torch.Tensor  # (B, T, D)
-    tok: torch.Tensor  # (B, T) int64, the text; SILENCE where there is none
-    known: torch.Tensor  # (B, T) bool, targets that somebody annotated
-    unknown: torch.Tensor  # (B, T) bool, the other targets
-    prev_token: torch.Tensor  # (B,) int64, the token before the window
-    noise: torch.Tensor  # (B, T) uniform, with which an encoder draws text of its own
+    tok: torch.Tensor  # (B, L) int64, the slots of the text; SILENCE where there is none
+    step: torch.Tensor  # (B, L) int64, the step of each, 0 .. T-1
+    known: torch.Tensor  # (B, L) bool, targets that somebody annotated
+    pseudo: torch.Tensor  # (B, L) bool, targets that a reader read
+    told: torch.Tensor  # (B, L) bool, the predictor's targets: all that have a text
+    noise: torch.Tensor  # (B, 2T) uniform, with which an encoder draws text of its own
 
     def to(self, device):
         return Batch(*(x.to(device, non_blocking=True) for x in self))
@@ -361,56 +388,58 @@ class Windows:
     """Windows of T steps. Window n of step s is a pure function of (seed, s, n).
 
     The first half of one that starts within an episode has no targets: its past is cut off, and
-    annotate() is only primed with it.
+    annotate() is only primed with it. Its slots are padded to the most that a batch has.
     """
 
-    def __init__(self, episodes, annotated, tokenizer, T, seed, reader=None):
-        """annotated: episodes whose captions are read; reader: reads the rest. Without a reader
-        the rest is left out, unless it is all there is."""
-        self.episodes, self.tokenizer, self.T, self.seed = episodes, tokenizer, T, seed
-        self.annotated, self.reader, self.streams = annotated, reader, {}
-        self.with_unknown = reader is not None or not annotated
-        self.pool = range(len(episodes)) if self.with_unknown else annotated
+    def __init__(self, episodes, text, tokenizer, T, seed):
+        """text: {episode: its captions, which of its steps are annotated, known (N,) bool, and
+        which have a text at all, told (N,) bool}."""
+        self.episodes, self.text, self.tokenizer = episodes, text, tokenizer
+        self.T, self.seed = T, seed
+        self.pool, self.streams = sorted(text), {}
 
     def stream(self, i):
-        """The text of episode i (N,), annotators' or reader's, and which steps are known."""
+        """The slots of episode i: tok, step, known, told (L,)."""
         if i not in self.streams:
-            steps = self.episodes.steps(i)
-            tok, known = np.full(steps, SILENCE), np.zeros(steps, bool)
-            if i in self.annotated:
-                tok, known = self.episodes.stream(i, self.tokenizer)
-            if self.reader and not known.all():
-                captions = self.reader.captions(self.episodes.obs(i))
-                tok = np.where(known, tok, write_stream(captions, steps, self.tokenizer))
-            self.streams[i] = torch.from_numpy(tok), torch.from_numpy(known)
+            captions, known, told = self.text[i]
+            tok, step = write_stream(captions, len(known), self.tokenizer)
+            self.streams[i] = [torch.from_numpy(x) for x in (tok, step, known[step], told[step])]
         return self.streams[i]
 
     def window(self, step, n):
+        """obs (T, D), noise (2T,), and tok, step, known, told (L,) of one window."""
         rng = np.random.default_rng([self.seed, step, n])
         i = self.pool[rng.integers(len(self.pool))]
         start = int(rng.integers(max(self.episodes.steps(i) - self.T, 0) + 1))
-        noise = torch.from_numpy(rng.random(self.T, dtype=np.float32))
+        noise = torch.from_numpy(rng.random(2 * self.T, dtype=np.float32))
         obs = self.episodes.obs(i, start, start + self.T)
-        tok, known = self.stream(i)
-        prev_token = tok[start - 1] if start else torch.tensor(END)
-        tok, known = tok[start : start + self.T], known[start : start + self.T]
-        beyond = 0, self.T - len(obs)
-        obs, tok = F.pad(obs, (0, 0, *beyond)), F.pad(tok, beyond, value=SILENCE)
-        known, unknown = F.pad(known, beyond), F.pad(~known & self.with_unknown, beyond)
-        taught = torch.arange(self.T) >= (self.T // 2 if start else 0)
-        return Batch(obs, tok, known & taught, unknown & taught, prev_token, noise)
+        obs = F.pad(obs, (0, 0, 0, self.T - len(obs)))
+        tok, step, known, told = self.stream(i)
+        first, last = torch.searchsorted(step, torch.tensor([start, start + self.T])).tolist()
+        tok, step, known, told = (x[first:last] for x in (tok, step - start, known, told))
+        taught = step >= (self.T // 2 if start else 0)
+        return obs, noise, tok, step, known & taught, told & taught
 
     def batch(self, step, windows):
         """The given windows of a step, e.g. range(batch_size)."""
-        rows = [self.window(step, n) for n in windows]
-        return Batch(*(torch.stack(x) for x in zip(*rows, strict=True))).pin()
+        obs, noise, *slots = zip(*(self.window(step, n) for n in windows), strict=True)
+        # few different lengths: on a GPU each takes a compilation of its own
+        room = max(self.T // 4, 1)
+        L = -(-max(map(len, slots[0])) // room) * room
+
+        def padded(rows, value):
+            return torch.stack([F.pad(row, (0, L - len(row)), value=value) for row in rows])
+
+        tok, step, known, told = map(padded, slots, (SILENCE, self.T - 1, False, False))
+        obs, noise = torch.stack(obs), torch.stack(noise)
+        return Batch(obs, tok, step, known, told & ~known, told, noise).pin()
 
     def batches(self, steps, windows):
         """The batches of a range of steps; the next one is read while the present one is in use."""
-        with ThreadPoolExecutor(1) as reader:
+        with ThreadPoolExecutor(1) as pool:
             coming = None
             for step in [*steps, None]:
                 batch = coming and coming.result()
-                coming = reader.submit(self.batch, step, windows) if step is not None else None
+                coming = pool.submit(self.batch, step, windows) if step is not None else None
                 if batch:
                     yield batch

@@ -1,13 +1,13 @@
 """
-The encoder: reads a stream of observations and writes a stream of text, one token per step.
+The encoder: reads a stream of observations and answers each with any number of words.
 
-    x_t      = embed(tok_{t-1}) + projector(obs_t and some before)
-    hidden_t = GPT-NeoX(x)_t
-    logits_t = embed_out(hidden_t)                           about tok_t
+    x_i      = embed(tok_{i-1}) + projector(obs)[step_i]     slot i of the text, at step_i
+    hidden_i = GPT-NeoX(x)_i
+    logits_i = embed_out(hidden_i)                           about tok_i
 
     encoder = Encoder.from_pretrained("out/crafter/step-000400/encoder")
-    tok, prob = encoder.annotate(obs)                        # (B, N, D) -> (B, N), (B, N)
-    for tok, prob in encoder.stream(observations): ...       # (B, D) -> (B,), (B,), as they come
+    tok, step, prob = encoder.annotate(obs)                  # (B, N, D) -> (B, L) each
+    for ids, probs in encoder.stream(observations): ...      # (D,) -> what is said at it, at once
 
 A reader is a projector that only says which caption starts. It needs much less than an encoder: it
 is fitted first, reads the episodes that nobody annotated, and the encoder goes on from its weights.
@@ -22,10 +22,11 @@ import torch.nn as nn
 import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 
-from data import END, Caption, score
+from data import SILENCE, Caption, read_stream, score
 from model import GPTNeoX
 from runtime.files import save_tensors, tensors_of
 
+MOST = 64  # tokens said at a step; then SILENCE is forced
 CLIP = 1.0  # standard deviations; beyond it a rare feature drowns the rest
 
 
@@ -197,18 +198,23 @@ class Encoder(nn.Module):
             nn.init.zeros_(self.projector.dense_2.weight)
             nn.init.zeros_(self.projector.dense_2.bias)
 
-    def forward(self, obs, input_tok):
-        """Hidden states (B, T, d) of obs (B, T, D) and the tokens before each step (B, T)."""
-        return self.lm.stack(self.lm.embed(input_tok) + self.projector(obs))
+    def forward(self, obs, input_tok, step):
+        """Hidden states (B, L, d) of the slots at `step` (B, L) of obs (B, T, D), given the token
+        before each, input_tok (B, L)."""
+        seen = self.projector(obs)  # (B, T, d)
+        seen = seen.gather(1, step[..., None].expand(-1, -1, seen.shape[-1]))  # (B, L, d)
+        return self.lm.stack(self.lm.embed(input_tok) + seen)
 
     @torch.no_grad()
-    def annotate(self, obs, prev_token=None, noise=None):
+    def annotate(self, obs, noise=None):
         """Writes the stream of obs (B, N, D), numbers as in the data set, N steps of any number.
 
-        prev_token (B,) comes before the first step, default END. noise (B, N) in [0, 1) draws each
-        token from the encoder's distribution; without it the likeliest is written. Beyond T steps
-        it writes in windows that start every T/2, each primed with the text of its first half.
-        Returns tok (B, N) int64 and the probability of each of its tokens (B, N) float32.
+        At most MOST tokens a step. noise (B, L) in [0, 1), for N <= T, draws each token from the
+        encoder's distribution and ends the text after L slots; without it the likeliest is written.
+        Beyond T steps it writes in windows that start every T/2, each primed with the text of its
+        first half.
+        Returns tok (B, L) int64, the step of each token, step (B, L) int64, and its probability,
+        prob (B, L) float32; rows that end before L are padded with SILENCE at step N.
         Raises ValueError for a wrong shape, and for NaN or Inf.
         """
         obs = torch.as_tensor(obs).to(self.projector.mean.device)
@@ -217,58 +223,80 @@ class Encoder(nn.Module):
             raise ValueError(f"obs has shape {tuple(obs.shape)}; (episodes, steps, {D}) is wanted")
         if not obs.isfinite().all():
             raise ValueError("obs has NaN or Inf")
-        B, N, _ = obs.shape
-        tok = obs.new_zeros(B, N, dtype=torch.int64)
-        prob = obs.new_zeros(B, N, dtype=torch.float32)
-        prev_token = tok.new_full((B,), END) if prev_token is None else prev_token
-        half = self.T // 2
+        N, half = obs.shape[1], self.T // 2
+        rows = [[] for _ in obs]  # of (token, step, probability)
         for start in range(0, max(N - half, 1), half):
-            window = slice(start, start + self.T)
-            parts = [None if x is None else x[:, window] for x in (obs, tok, prob, noise)]
-            before = tok[:, start - 1] if start else prev_token
-            self.write_window(*parts, before, done=half if start else 0)
-        return tok, prob
+            self.write_window(obs[:, start : start + 2 * half], start, rows, noise)
+        padding = SILENCE, N, 1.0
+        L = max(map(len, rows))
+        slots = [list(zip(*row, *[padding] * (L - len(row)), strict=True)) for row in rows]
+        tok, step, prob = zip(*slots, strict=True)
+        tok, step = (torch.tensor(x, device=obs.device) for x in (tok, step))
+        return tok, step, torch.tensor(prob, device=obs.device)
 
-    def write_window(self, obs, tok, prob, noise, before, done):
-        """Fills tok and prob of one window in place, from step `done` on. before (B,)."""
-        seen = self.projector(obs)  # (B, n, d)
-        cache = self.lm.new_cache(*obs.shape[:2])
-        if done:
-            first = torch.cat((before[:, None], tok[:, : done - 1]), 1)
-            self.lm.stack(self.lm.embed(first) + seen[:, :done], cache=cache)
-            before = tok[:, done - 1]
-        for t in range(done, obs.shape[1]):
-            x = self.lm.embed(before)[:, None] + seen[:, t : t + 1]
-            p = self.next_token(x, cache)  # (B, V)
-            before = p.argmax(-1) if noise is None else draw(p, noise[:, t])
-            tok[:, t] = before
-            prob[:, t] = p.gather(1, before[:, None])[:, 0]
+    def write_window(self, obs, start, rows, noise):
+        """Adds to each row its slots in a window obs (B, n, D) from step `start` of the episode on.
+
+        The rows' slots stand side by side, each at a step of its own. Text that a row has already
+        primes it: as many slots as all rows have at once, the others one by one.
+        """
+        seen, cache = self.projector(obs), self.lm.new_cache(len(obs))  # (B, n, d)
+        B, n, _ = seen.shape
+        done = self.T // 2 if start else 0  # steps that are written
+        primed = [[slot for slot in row if slot[1] >= start] for row in rows]
+        before = [[SILENCE, *(token for token, *_ in slots)] for slots in primed]
+        step = [[t - start for _, t, _ in slots] + [done] for slots in primed]
+        spoken, fed = [0] * B, 0  # tokens since a row's last SILENCE; slots
+        each = torch.arange(B, device=obs.device)
+        while min(t[-1] for t in step) < n and (noise is None or fed < noise.shape[1]):
+            new = slice(fed, max(fed + 1, min(map(len, before))))
+            fed = new.stop
+            tok = torch.tensor([row[new] for row in before], device=obs.device)
+            t = torch.tensor([row[new] for row in step], device=obs.device).clamp(max=n - 1)
+            p = self.next_token(self.lm.embed(tok) + seen[each[:, None], t], cache)  # (B, V)
+            chosen = p.argmax(-1) if noise is None else draw(p, noise[:, fed - 1])
+            silent = [t[-1] >= n or words == MOST for t, words in zip(step, spoken, strict=True)]
+            chosen = chosen.masked_fill(torch.tensor(silent, device=obs.device), SILENCE)
+            prob = p[each, chosen].tolist()
+            for b, token in enumerate(chosen.tolist()):
+                if len(before[b]) > fed:
+                    continue  # it is primed with more
+                if step[b][-1] < n:
+                    rows[b].append((token, start + step[b][-1], prob[b]))
+                before[b].append(token)
+                step[b].append(step[b][-1] + (token == SILENCE))
+                spoken[b] = 0 if token == SILENCE else spoken[b] + 1
 
     def next_token(self, x, cache):
-        hidden = self.lm.stack(x, cache=cache)[:, 0]  # (B, 1, d) -> (B, d)
-        return self.lm.embed_out(hidden).float().softmax(-1)  # (B, V)
+        """Probabilities (B, V) of the token after the slots x (B, n, d)."""
+        hidden = self.lm.stack(x, cache=cache)[:, -1]  # (B, d)
+        return self.lm.embed_out(hidden).float().softmax(-1)
 
     @torch.no_grad()
     def stream(self, observations):
-        """annotate() while observations (B, D) still come: yields tok (B,) and prob (B,) of each.
+        """annotate() while the observations (D,) of one episode still come: yields what is said at
+        each, a list of tokens, the last of them SILENCE, and of their probabilities.
 
         Every T/2 steps a cache starts; of the last two the older one writes, the younger is
         primed: constant cost and memory, the same text.
         """
-        half, before, caches, recent = self.T // 2, None, [], []
+        half, caches, recent = self.T // 2, [], []
         for t, obs in enumerate(observations):
-            if before is None:
-                before = torch.full((len(obs),), END, device=obs.device)
-            if t % half == 0:
-                caches = caches[-1:] + [(t, self.lm.new_cache(len(obs), 2 * half))]
             recent = recent[-self.projector.past :] + [obs]
-            embedded, p = self.lm.embed(before)[:, None], []
-            for start, cache in caches:  # a window sees nothing before its start
-                window = torch.stack(recent[-(t - start + 1) :], 1)
-                x = embedded + self.projector(window)[:, -1:]  # (B, 1, d)
-                p.append(self.next_token(x, cache))
-            prob, before = p[0].max(-1)
-            yield before, prob
+            if t % half == 0:
+                caches = caches[-1:] + [(t, self.lm.new_cache(1))]
+            # a window sees nothing before its start
+            windows = [torch.stack(recent[-(t - start + 1) :])[None] for start, _ in caches]
+            seen = [self.projector(window)[:, -1:] for window in windows]  # (1, 1, d) each
+            ids, probs, before = [], [], SILENCE
+            while before != SILENCE or not ids:
+                embedded = self.lm.embed(torch.tensor([[before]], device=obs.device))
+                both = zip(seen, caches, strict=True)
+                p, *_ = [self.next_token(embedded + x, cache)[0] for x, (_, cache) in both]
+                before = SILENCE if len(ids) == MOST else int(p.argmax())
+                ids.append(before)
+                probs.append(p[before].item())
+            yield ids, probs
 
     def save_pretrained(self, folder):
         """config.json and model.safetensors as Pythia's, and projector.safetensors beside them."""
@@ -293,6 +321,18 @@ class Encoder(nn.Module):
             reason = str(error).splitlines()[0]
             raise ValueError(f"{path}: garbled, or of another model ({reason})") from None
         return encoder
+
+
+def written_captions(encoder, observations, tokenizer, rows=64):
+    """What an encoder writes on each of a list of obs (N, D), so many at a time."""
+    written = []
+    for first in range(0, len(observations), rows):
+        some = observations[first : first + rows]
+        tok, step, _ = encoder.annotate(nn.utils.rnn.pad_sequence(some, batch_first=True))
+        for obs, *slots in zip(some, tok.cpu(), step.cpu(), strict=True):
+            captions = read_stream(*slots, tokenizer)
+            written.append([caption for caption in captions if caption.start < len(obs)])
+    return written
 
 
 def draw(p, noise):

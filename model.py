@@ -118,6 +118,9 @@ class LayerCache:
     def __call__(self, q, k, v):  # (B, H, n, hs)
         start, n = self.length, q.shape[2]
         self.length = start + n
+        if self.length > self.k.shape[2]:
+            room = 0, 0, 0, self.length  # or it grows with every slot
+            self.k, self.v = F.pad(self.k, room), F.pad(self.v, room)
         self.k[:, :, start : self.length] = k
         self.v[:, :, start : self.length] = v
         if start == 0:
@@ -219,8 +222,8 @@ class GPTNeoX(nn.Module):
     def forward(self, tok, cache=None):
         return self.embed_out(self.stack(self.embed(tok), cache=cache))  # (B, T) -> (B, T, V)
 
-    def new_cache(self, B, T):
-        """Room for T positions of B sequences: one LayerCache per layer."""
+    def new_cache(self, B, T=64):
+        """Room for T positions of B sequences, and more where they come: one LayerCache a layer."""
         config, weight = self.config, self.embed_out.weight
         heads = config.num_attention_heads
         shape = B, heads, T, config.hidden_size // heads

@@ -1,6 +1,6 @@
 """
-Train an encoder that writes text, one token per observation, together with a predictor that decodes
-the next K tokens of that text from the encoder's hidden state, at every step at once.
+Train an encoder that answers each observation with any number of words, together with a predictor
+that decodes the next K tokens of that text from the encoder's hidden state, at every slot at once.
 
     python train.py config/crafter.py --K=4          one process
     torchrun --nproc_per_node=8 train.py             eight processes, the same global batch
@@ -22,6 +22,7 @@ import math
 import os
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import torch.nn as nn
@@ -31,8 +32,8 @@ from torch.utils.checkpoint import checkpoint as recompute
 from tqdm import tqdm
 
 from configurator import check_range, configure, run
-from data import END, SILENCE, Episodes, Tokenizer, Windows, choose_annotated, read_stream, score
-from encoder import POWERS, Encoder, choose_reader
+from data import END, SILENCE, Episodes, Tokenizer, Windows, choose_annotated, score
+from encoder import POWERS, Encoder, choose_reader, written_captions
 from model import Config, GPTNeoX, find_checkpoint, linear_cross_entropy
 from runtime import checkpoint, distributed, files
 from runtime.distributed import all_reduce, print0
@@ -54,8 +55,7 @@ n_head = 4
 n_embd = 128
 # predictor
 K = 8  # tokens ahead
-stride = 1  # predict from every stride-th step
-flash = True  # False: attention by the (T+SK)^2 mask, the definition
+stride = 1  # predict from every stride-th slot
 predict_weight = 0.5  # of loss_predict; 0: no predictor
 detach = False  # True: no gradient from predictor to encoder (control)
 pseudo_labels = True  # train on what a reader finds in the other episodes as well
@@ -77,7 +77,10 @@ resume = False  # go on from the newest checkpoint in out_dir
 FIXED = "n_annotated T seed init_from n_layer n_head n_embd K stride feature_power pseudo_labels"
 
 # -----------------------------------------------------------------------------
-# K-ahead parallel prediction
+# K-ahead parallel prediction over T slots of text
+
+DENSE = 48  # slots; with fewer the mask is faster than the fast path
+
 
 
 def ahead_rule(row, column, T, K, stride):
@@ -147,9 +150,9 @@ def compiled_flex():
 class Predictor(nn.Module):
     """GPT-NeoX plus one linear map. Main-stream row i: embed(tok[i-1]) + condition(hidden[i])."""
 
-    def __init__(self, lm, encoder_width, K, stride=1, flash=True):
+    def __init__(self, lm, encoder_width, K, stride=1):
         super().__init__()
-        self.lm, self.K, self.stride, self.flash = lm, K, stride, flash
+        self.lm, self.K, self.stride = lm, K, stride
         self.condition = nn.Linear(encoder_width, lm.config.hidden_size, bias=False)
         nn.init.zeros_(self.condition.weight)
 
@@ -161,9 +164,9 @@ class Predictor(nn.Module):
     def forward(self, input_tok, hidden, inputs):
         """Hidden states of all blocks (B, S, k, d), in one pass.
 
-        input_tok (B, T): the token before each step; hidden (B, T, d_encoder); inputs (B, S, k):
+        input_tok (B, T): the token before each slot; hidden (B, T, d_encoder); inputs (B, S, k):
         the tokens of each block but its last. Output (t, j) is about tok[t+j]: it saw tok[<t+j]
-        and hidden[<=t], so no observation after step t.
+        and hidden[<=t], so no observation after the step of slot t.
         """
         T, (S, k) = input_tok.shape[1], inputs.shape[1:]
         main = self.lm.embed(input_tok) + self.condition(hidden)
@@ -172,7 +175,7 @@ class Predictor(nn.Module):
         start = torch.arange(S, device=x.device) * self.stride
         ahead = torch.arange(1, k + 1, device=x.device)
         pos = torch.cat((step, (start[:, None] + ahead).flatten()))
-        if self.flash:
+        if T >= DENSE:
             attend = functools.partial(ahead_attention, T=T, K=k, stride=self.stride)
         else:
             mask = ahead_mask(T, S, k, self.stride, x.device)
@@ -194,6 +197,14 @@ class Predictor(nn.Module):
         return predictor
 
 
+class Losses(NamedTuple):
+    """Of the three losses: their targets, how many these are, or what each is."""
+
+    ground: torch.Tensor  # the encoder's, on what somebody annotated
+    predict: torch.Tensor  # the predictor's, on all text
+    pseudo: torch.Tensor  # the encoder's, on what a reader read
+
+
 class Grounding(nn.Module):
     """Encoder, predictor and the three losses."""
 
@@ -201,36 +212,44 @@ class Grounding(nn.Module):
         super().__init__()
         self.encoder, self.predictor = encoder, predictor
 
-    def targets(self, batch, read):
-        """What each loss is over: true tokens (B, T), blocks of any (B, S, K), a reader's (B, T).
+    def targets(self, batch):
+        """Which slots (B, L), and tokens of blocks (B, S, K), each loss is over."""
+        ahead = self.predictor.blocks(batch.told, False)[..., 1:]
+        return Losses(batch.known, ahead, batch.pseudo)
 
-        read: whether the text of unknown steps is a reader's, not the encoder's own.
+    def forward(self, batch, counts):
+        """This part's share of the step's loss, and of each of the three, (3,).
+
+        counts: Losses of how many targets there are in the whole step.
         """
-        ahead = self.predictor.blocks(batch.known | batch.unknown, False)[..., 1:]
-        return batch.known, ahead, batch.unknown & read
-
-    def forward(self, batch, tok, targets, counts):
-        """This part's share of the step's loss, and of loss_ground, loss_predict, loss_pseudo (3,).
-
-        tok (B, T): the text; targets: as above; counts (3,): of the whole step.
-        """
-        known, ahead, pseudo = targets
-        input_tok = torch.cat((batch.prev_token[:, None], tok[:, :-1]), 1)
-        hidden = self.encoder(batch.obs, input_tok)  # (B, T, d)
+        known, ahead, pseudo = self.targets(batch)
+        before = F.pad(batch.tok[:, :-1], (1, 0), value=SILENCE)  # (B, L)
+        hidden = self.encoder(batch.obs, before, batch.step)  # (B, L, d)
         words = self.encoder.lm.embed_out.weight
-        weight = (known | pseudo) / (counts[0] + counts[2])
-        loss, each = linear_cross_entropy(hidden, words, tok, weight)
-        ground, own = (each * known).sum() / counts[0], (each * pseudo).sum() / counts[2]
+        weight = (known | pseudo) / (counts.ground + counts.pseudo)
+        loss, each = linear_cross_entropy(hidden, words, batch.tok, weight)
+        ground = (each * known).sum() / counts.ground
+        own = (each * pseudo).sum() / counts.pseudo
         if predict_weight == 0:
-            return loss, torch.stack((ground, 0 * ground, own))
+            return loss, torch.stack(Losses(ground, 0 * ground, own))
 
         # not detached: this is where the encoder is trained to make the predictor good
         hidden = hidden.detach() if detach else hidden
-        block = self.predictor.blocks(tok, END)  # (B, S, K+1)
-        out = self.predictor(input_tok, hidden, block[..., :-1])
+        block = self.predictor.blocks(batch.tok, END)  # (B, S, K+1)
+        out = self.predictor(before, hidden, block[..., :-1])
         words = self.predictor.lm.embed_out.weight
-        predict, _ = linear_cross_entropy(out, words, block[..., 1:], ahead / counts[1])
-        return loss + predict_weight * predict, torch.stack((ground, predict.detach(), own))
+        predict, _ = linear_cross_entropy(out, words, block[..., 1:], ahead / counts.predict)
+        loss = loss + predict_weight * predict
+        return loss, torch.stack(Losses(ground, predict.detach(), own))
+
+
+def own_text(encoder, batch):
+    """The batch with a text that the encoder writes, which is the predictor's target alone."""
+    tok, step, _ = encoder.annotate(batch.obs, batch.noise)
+    inside = step < T
+    step = step.clamp(max=T - 1)
+    told = batch.told.gather(1, step) & inside  # the batch has a slot a step
+    return batch._replace(tok=tok, step=step, told=told, known=told & False, pseudo=told & False)
 
 
 # -----------------------------------------------------------------------------
@@ -279,9 +298,28 @@ def build(episodes, annotated):
         encoder.projector.standardise(episodes, powers[0])
     changes = " and their changes" if encoder.projector.change_weight else ""
     print0(f"{D} features{changes}, as if {encoder.projector.effective():.1f} weighed alike")
-    predictor = Predictor(predictor_lm, width, K, stride, flash)
+    predictor = Predictor(predictor_lm, width, K, stride)
     predictor.requires_grad_(predict_weight > 0)
     return tokenizer, Grounding(encoder, predictor), reader if pseudo_labels else None
+
+
+def text_of(episodes, annotated, reader):
+    """{episode: its captions, which of its steps are annotated, and which have a text, (N,) bool}.
+
+    Text is the annotators', else the reader's; where nobody annotated anything it is the encoder's
+    own, and all steps have one.
+    """
+    text = {}
+    for i in tqdm(range(len(episodes)), "reading", disable=None if reader else True):
+        known = episodes.known(i) & (i in annotated)
+        captions = [caption for caption in episodes.captions(i) if known[caption.start]]
+        if reader and not known.all():
+            read = reader.captions(episodes.obs(i))
+            captions += [caption for caption in read if not known[caption.start]]
+        told = known | (reader is not None or not annotated)
+        if told.any():
+            text[i] = captions, known, told
+    return text
 
 
 def configure_optimizer(model):
@@ -331,16 +369,14 @@ def check_settings():
 
 def evaluate(encoder, episodes, tokenizer, n=20):
     """Caption F1 on the first n episodes, the encoder writing freely; and what collapse shows."""
-    some = range(min(n, len(episodes)))
-    obs = [episodes.obs(i) for i in some]
-    tok, _ = encoder.annotate(nn.utils.rnn.pad_sequence(obs, batch_first=True))
-    tok = [row[: len(x)].cpu() for row, x in zip(tok, obs, strict=True)]
-    written = [read_stream(row, tokenizer) for row in tok]
-    result = score([episodes.captions(i) for i in some], written)
-    silence = (torch.cat(tok) == SILENCE).double().mean().item()
+    first = range(min(n, len(episodes)))
+    written = written_captions(encoder, [episodes.obs(i) for i in first], tokenizer)
+    result = score([episodes.captions(i) for i in first], written)
+    steps = sum(episodes.steps(i) for i in first)
+    spoken = sum(len({caption.start for caption in captions}) for captions in written)
     distinct = len({caption.text for captions in written for caption in captions})
-    f1, precision, recall = (result[name] for name in ("f1", "precision", "recall"))
-    return dict(f1=f1, precision=precision, recall=recall, silence=silence, distinct=distinct)
+    scores = {name: result[name] for name in ("f1", "f1_exact", "word_f1", "precision", "recall")}
+    return scores | dict(silence=1 - spoken / steps, distinct=distinct)
 
 
 # -----------------------------------------------------------------------------
@@ -362,7 +398,7 @@ def main():
         model.encoder.projector.load_state_dict(reader.projector.state_dict())
     model = distributed.place(model, where, shard)
     optimizer = configure_optimizer(model)
-    windows = Windows(train, annotated, tokenizer, T, seed, reader)
+    windows = Windows(train, text_of(train, annotated, reader), tokenizer, T, seed)
     mine = distributed.share(batch_size)
 
     # a run that was saved goes on where it stopped
@@ -374,31 +410,26 @@ def main():
         state = checkpoint.load(folder, parts, optimizer, config)
     log = checkpoint.open_log(out_dir, state["step"], config, wandb)
     ddp = distributed.wrap(model)
-    batch = windows.batch(0, mine[:1]).to(where)
-    some = batch, batch.tok, model.targets(batch, True), torch.ones(3, device=where)
-    distributed.settle(lambda: ddp(*some)[0])
+    one = windows.batch(0, mine[:1]).to(where), Losses(*torch.ones(3, device=where))
+    distributed.settle(lambda: ddp(*one)[0])
     caught, bad = distributed.catch_signals(), 0
 
     steps, began = range(state["step"], max_iters), time.monotonic()
     batches = tqdm(windows.batches(steps, mine), "training", len(steps), disable=None)
     for step, batch in zip(steps, batches, strict=True):
-        # observations, and the text that goes with them: the annotators', the reader's, or if
-        # nobody annotated anything, the encoder's own
         batch = batch.to(where)
-        tok, targets = batch.tok, model.targets(batch, reader is not None)
         if not annotated:
             with autocast, distributed.gathered(model.encoder):
-                tok, _ = model.encoder.annotate(batch.obs, batch.prev_token, batch.noise)
-        counts = [x.sum() for x in targets] + [torch.tensor(len(caught), device=where)]
-        counts = all_reduce(torch.stack(counts))
+                batch = own_text(model.encoder, batch)
+        counts = torch.stack([x.sum() for x in model.targets(batch)])
+        counts = Losses(*all_reduce(counts).clamp(min=1))
 
         # forward and backward; micro-batches only save memory
         losses = torch.zeros(3, device=where)
-        for rows in torch.arange(len(tok)).split(micro_batch):
-            part = batch.rows(rows), tok[rows], [x[rows] for x in targets]
-            with distributed.no_sync(ddp, last=rows[-1] == len(tok) - 1):
+        for rows in torch.arange(len(batch.tok)).split(micro_batch):
+            with distributed.no_sync(ddp, last=rows[-1] == len(batch.tok) - 1):
                 with autocast:
-                    loss, each = ddp(*part, counts.clamp(min=1))
+                    loss, each = ddp(batch.rows(rows), counts)
                 (loss * distributed.WORLD).backward()  # DDP averages the gradients
             losses += each
 
@@ -406,8 +437,9 @@ def main():
         with distributed.together():
             norm = nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         norm = distributed.whole(norm)
-        numbers = torch.cat((all_reduce(losses), norm[None], counts[3:]))
-        *losses, norm, stopping = numbers.tolist()
+        signals = losses.new_tensor([len(caught)])  # of any process stop them all
+        *losses, stopping = all_reduce(torch.cat((losses, signals))).tolist()
+        norm = norm.item()
         bad = checkpoint.check_finite(out_dir, step, sum(losses) + norm, bad)
         if not bad:
             for group in optimizer.param_groups:
@@ -426,7 +458,7 @@ def main():
             with distributed.gathered(model.encoder):
                 scores = evaluate(model.encoder, val, tokenizer)
             line = dict(step=step + 1, **scores, norm=norm)
-            line |= dict(zip(("loss_ground", "loss_predict", "loss_pseudo"), losses, strict=True))
+            line |= {f"loss_{name}": x for name, x in zip(Losses._fields, losses, strict=True)}
             log(line)
             if line["f1"] >= state["best_f1"]:
                 state |= dict(best_f1=line["f1"], best_step=step + 1)
