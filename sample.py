@@ -6,7 +6,7 @@ Prints the grounded captions of an episode beside the true ones, and what the pr
     python sample.py --html=out/episode.html           a page to look at in a browser
 
 A line per caption: when, true caption, written caption, the encoder's confidence (its least sure
-token), and the K tokens that the predictor expects next: "+3 place table" begins three steps on.
+token), and what the predictor expects in the next K tokens: "+3 place table" is three steps on.
 Times are seconds where the data set says how many steps a second has.
 """
 
@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 
 from configurator import check_range, configure, run
-from data import END, SILENCE, Episodes, Tokenizer, match, read_stream, spans
+from data import SILENCE, Episodes, Tokenizer, match, read_stream, spans
 from encoder import Encoder
 from runtime import checkpoint
 from runtime.distributed import pick_device
@@ -77,62 +77,79 @@ def timestamp(step, rate):
 
 
 @torch.no_grad()
-def forecasts(encoder, predictor, obs, tok):
-    """The likeliest K tokens after each step, and how likely: (N, K). obs (1, N, D), tok (1, N)."""
-    half, N, parts = encoder.T // 2, tok.shape[1], []  # windows as annotate() wrote them
-    before = F.pad(tok[:, :-1], (1, 0), value=END)
+def forecasts(encoder, predictor, obs, tok, step):
+    """The likeliest K tokens after all that is said at each step, and how likely: (N, K).
+    obs (1, N, D); its stream tok, step (1, L)."""
+    half, N, parts = encoder.T // 2, obs.shape[1], []  # windows as annotate() wrote them
     for start in range(0, max(N - half, 1), half):
-        window = slice(start, start + 2 * half)
-        hidden = encoder(obs[:, window], before[:, window])
-        # the predictor starts at every step but the last, so one step more
-        input_tok, hidden = F.pad(before[:, window], (0, 1)), F.pad(hidden, (0, 0, 0, 1))
-        block, probs = tok[:, window, None], []  # (1, S, 1): what each start has just heard
+        inside = (step[0] >= start) & (step[0] < min(start + 2 * half, N))
+        said, at = tok[:, inside], step[:, inside] - start  # (1, l)
+        before = F.pad(said[:, :-1], (1, 0), value=SILENCE)
+        hidden = encoder(obs[:, start : start + 2 * half], before, at)
+        # the predictor starts at every slot but the last, so one slot more
+        before, hidden = F.pad(before, (0, 1)), F.pad(hidden, (0, 0, 0, 1))
+        block, probs = said[..., None], []  # (1, S, 1): what each start has just heard
         for _ in range(predictor.K):
-            logits = predictor.lm.embed_out(predictor(input_tok, hidden, block)[:, :, -1])
+            logits = predictor.lm.embed_out(predictor(before, hidden, block)[:, :, -1])
             prob, chosen = logits.float().softmax(-1).max(-1)  # (1, S)
             block, probs = torch.cat((block, chosen[..., None]), -1), [*probs, prob]
-        new = slice(half if start else 0, None)
+        new = (said[0] == SILENCE) & (at[0] >= (half if start else 0))
         parts.append((block[0, new, 1:].cpu(), torch.stack(probs, -1)[0, new].cpu()))
     return tuple(torch.cat(part) for part in zip(*parts, strict=True))
 
 
-def in_words(ids, under_way, tokenizer, rate):
-    """A forecast (K,) as text. under_way: its first tokens may finish a caption."""
-    begins = {a: f"+{timestamp(a + 1, rate):.3g} " for a, _ in spans(ids)}
-    begins |= {0: "..."} if under_way else {}
-    return ", ".join(begins[a] + tokenizer.decode(ids[a:b]).strip() for a, b in spans(ids))
+def in_words(ids, tokenizer, rate):
+    """A forecast (K,), made when a step had its answer, as text."""
+    told = []
+    for first, last in spans(ids):
+        ahead = ids[:first].count(SILENCE) + 1
+        text = tokenizer.decode(ids[first:last]).strip()
+        told.append(f"+{timestamp(ahead, rate):.3g} {text}")
+    return ", ".join(told)
 
 
-def judge(episodes, i, written, prob):
+def with_confidence(tok, step, prob, tokenizer):
+    """The captions of a stream (L,), each with the probability of its least sure token."""
+    captions = read_stream(tok, step, tokenizer)
+    sure = [round(prob[first:last].min().item(), 3) for first, last in spans(tok.tolist())]
+    return list(zip(captions, sure, strict=True))
+
+
+def judge(episodes, i, written):
     """All captions in order of time: dict(step, kind, text, true, written, sure). true, written:
-    (start, end) or None. kind: 'hit', 'missed', 'false', or 'unknown' where nobody annotated."""
+    (start, end) or None. kind: 'hit', 'missed', 'false', or 'unknown' where nobody annotated.
+
+    written: [(caption, how sure), ..].
+    """
     true, known = episodes.captions(i), episodes.known(i)
-    hits, rows = {w: t for t, w in match(true, written)}, []
-    missed = [(t, None) for t in true if t not in hits.values()]
-    for t, w in missed + [(hits.get(w), w) for w in written]:
+    pairs = match(true, [caption for caption, _ in written])
+    found = {id(caption) for pair in pairs for caption in pair}  # the same may stand there twice
+    pairs += [(caption, None) for caption in true if id(caption) not in found]
+    pairs += [(None, caption) for caption, _ in written if id(caption) not in found]
+    confidence, rows = {id(caption): sure for caption, sure in written}, []
+    for t, w in pairs:
         step, _, text = w or t
         kind = ("hit" if w else "missed") if t else "false" if known[step] else "unknown"
-        sure = round(prob[w.start : w.end].min().item(), 3) if w else None  # the least sure token
         row = dict(step=step, kind=kind, text=text, true=t and t[:2], written=w and w[:2])
-        rows.append(row | dict(sure=sure))
+        rows.append(row | dict(sure=confidence.get(id(w))))
     return sorted(rows, key=lambda row: row["step"])
 
 
 def read(encoder, predictor, episodes, i, tokenizer, min_prob=0.0):
-    """Rows of `judge` with what was expected after each; tok, prob (N,), forecasts (N, K)."""
+    """Rows of `judge` with what was expected after each; the stream tok, step, prob (L,), and
+    forecasts (N, K)."""
     if episodes.meta["obs_dim"] != len(encoder.projector.mean):
         raise ValueError(f"{episodes.folder}: obs_dim is not the run's; --data names another")
     obs = episodes.obs(i)[None].to(encoder.projector.mean.device)
-    tok, prob = encoder.annotate(obs)
+    tok, step, prob = encoder.annotate(obs)
     nothing = torch.zeros(obs.shape[1], 0, dtype=torch.int64)
-    ahead = forecasts(encoder, predictor, obs, tok) if predictor else (nothing, nothing)
-    tok, prob = tok[0].cpu(), prob[0].cpu()
-    written = [c for c in read_stream(tok, tokenizer) if prob[c.start : c.end].min() >= min_prob]
-    rows, rate = judge(episodes, i, written, prob), episodes.meta["steps_per_second"]
+    ahead = forecasts(encoder, predictor, obs, tok, step) if predictor else (nothing, nothing)
+    stream = tok[0].cpu(), step[0].cpu(), prob[0].cpu()
+    written = [pair for pair in with_confidence(*stream, tokenizer) if pair[1] >= min_prob]
+    rows, rate = judge(episodes, i, written), episodes.meta["steps_per_second"]
     for row in rows:
-        t = row["step"]
-        row["expected"] = in_words(ahead[0][t].tolist(), tok[t] > SILENCE, tokenizer, rate)
-    return rows, tok, prob, ahead
+        row["expected"] = in_words(ahead[0][row["step"]].tolist(), tokenizer, rate)
+    return rows, stream, ahead
 
 
 def as_json(rows, name, rate):

@@ -184,8 +184,9 @@ def a_model(shape, windows, T):
         encoder = Encoder(GPTNeoX(config), D, T)
         model = Grounding(encoder, Predictor(GPTNeoX(config), shape.width, K))
         tok, known = torch.randint(shape.words, (windows, T)), torch.ones(windows, T).bool()
-        obs, noise = torch.randn(windows, T, D), torch.rand(windows, T)
-        batch = Batch(obs, tok, known, ~known, tok[:, 0], noise)
+        obs, noise = torch.randn(windows, T, D), torch.rand(windows, 2 * T)
+        step = torch.arange(T).expand(windows, T)  # a slot a step
+        batch = Batch(obs, tok, step, known, ~known, known, noise)
     return model, batch
 
 
@@ -197,19 +198,19 @@ def measure(shape, windows, T, best):
         torch._dynamo.reset()
     model, batch = a_model(shape, windows, T)
     optimizer = train.configure_optimizer(model)
-    targets, counts = model.targets(batch, True), torch.ones(3, device=DEVICE)
+    counts = train.Losses(*torch.ones(3, device=DEVICE))
 
-    def step(predict_weight, flash):
-        train.predict_weight, model.predictor.flash = predict_weight, flash
+    def step(predict_weight, dense):
+        train.predict_weight, train.DENSE = predict_weight, dense
         with AUTOCAST:
-            loss, _ = model(batch, batch.tok, targets, counts)
+            loss, _ = model(batch, counts)
         loss.backward()
 
-    encoder = seconds(lambda: step(0.0, True))
-    fast = seconds(lambda: step(1.0, True))
+    encoder = seconds(lambda: step(0.0, 0))
+    fast = seconds(lambda: step(1.0, 0))
     optimise = seconds(optimizer.step)
     gigabytes = torch.cuda.max_memory_allocated() / 1e9 if CUDA else float("nan")
-    mask = seconds(lambda: step(1.0, False))
+    mask = seconds(lambda: step(1.0, T + 1))
     share = windows * sum(operations(shape, T, K, 1)) / fast / best
     return [1e3 * x for x in (encoder, fast - encoder, mask - encoder, optimise)], share, gigabytes
 

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bench.report import interval, reader_alone, written_captions
+from bench.report import interval, reader_alone, written
 from configurator import check_range, configure, run
 from data import Episodes, choose_annotated, score
 from sample import load
@@ -96,16 +96,16 @@ def cell():
         sys.exit(2)  # train.py has said why
     encoder, _, tokenizer, config = load(out_dir)
     true = [episodes.captions(i) for i in range(len(episodes))]
-    written = {arm: written_captions(encoder, episodes, tokenizer)}
+    arms = {arm: written(encoder, episodes, tokenizer)}
     if not annotated:
-        shuffled = written_captions(encoder, episodes, tokenizer, "shuffled")
-        written[f"{arm}, observations shuffled"] = shuffled
+        shuffled = written(encoder, episodes, tokenizer, "shuffled")
+        arms[f"{arm}, observations shuffled"] = shuffled
     if arm == "without the predictor":
         some = choose_annotated(train, n, seed)
-        args = episodes, train, some, encoder.T // 2, config["feature_power"], tokenizer
-        written["reader alone"] = reader_alone(*args)
+        args = episodes, train, some, encoder.T // 2, config["feature_power"]
+        arms["reader alone"] = reader_alone(*args)
     with open(Path(out, "scores.jsonl"), "a") as file:
-        for name, captions in written.items():
+        for name, captions in arms.items():
             f1 = score(true, captions)["f1"]
             file.write(json.dumps(dict(arm=name, N=annotated, seed=seed, f1=f1)) + "\n")
 

@@ -4,7 +4,8 @@ How good the captions of runs are on their test episodes, with controls and base
     python -m bench.report out/crafter       one run: captions, F1 by text, predictor's losses
     python -m bench.report out/seed-*        several: F1 of each, mean and 95 % interval
 
-A written caption is right if a true one of the same text starts within 3 steps, one to one. The
+A written caption is right if a true one of the same text starts within 3 steps, one to one; exact:
+at the same step; words: the share of words that pairs in order have in common (data.score). The
 controls give the encoder another episode's observations (shuffled), or none (zeroed). The probes
 are logistic regressions of the annotated episodes, tuned on val (bench/probe.py).
 """
@@ -17,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch.nn.utils.rnn import pad_sequence
 
 from bench.probe import LARGE, multiplications, probe
 from configurator import run
@@ -31,37 +33,28 @@ from data import (
     score,
     write_stream,
 )
-from encoder import POWERS, Projector, choose_reader
+from encoder import POWERS, Projector, choose_reader, written_captions
 from runtime.distributed import pick_device
 from sample import data_of, load
 
 T_95 = [12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26]  # Student's t, 1 .. 9 degrees
 
 
-def written_captions(encoder, episodes, tokenizer, observations="true"):
+def written(encoder, episodes, tokenizer, observations="true"):
     """What the encoder writes on each episode, given true, shuffled or zeroed observations."""
-    lengths = [episodes.steps(i) for i in range(len(episodes))]
     obs = [episodes.obs(i).float() for i in range(len(episodes))]
-    obs = torch.nn.utils.rnn.pad_sequence(obs, batch_first=True)
-    if observations == "shuffled":
-        obs = obs.roll(1, 0)
+    if observations == "shuffled":  # each as long as it was, or as the other is
+        obs = [other[: len(own)] for own, other in zip(obs, obs[-1:] + obs[:-1], strict=True)]
     if observations == "zeroed":
-        obs = torch.zeros_like(obs)
-    parts = [encoder.annotate(some)[0].cpu() for some in obs.split(64)]
-    return [
-        read_stream(row[:n], tokenizer) for row, n in zip(torch.cat(parts), lengths, strict=True)
-    ]
-
-
-def through_stream(captions, steps, tokenizer):
-    """Captions as a stream has them: one that comes while another is written waits."""
-    return read_stream(write_stream(captions, steps, tokenizer), tokenizer)
+        obs = [torch.zeros_like(own) for own in obs]
+    return written_captions(encoder, obs, tokenizer)
 
 
 def perfect_writer(episodes, tokenizer):
-    """The true captions through a stream and back: what queueing costs."""
-    some = range(len(episodes))
-    return [through_stream(episodes.captions(i), episodes.steps(i), tokenizer) for i in some]
+    """The true captions through a stream and back."""
+    every = range(len(episodes))
+    streams = [write_stream(episodes.captions(i), episodes.steps(i), tokenizer) for i in every]
+    return [read_stream(*stream, tokenizer) for stream in streams]
 
 
 def most_frequent(episodes, train, annotated):
@@ -73,14 +66,13 @@ def most_frequent(episodes, train, annotated):
     return [[Caption(t, t + 1, text) for t in range(every // 2, n, every)] for n in lengths]
 
 
-def reader_alone(episodes, train, annotated, past, feature_power, tokenizer):
-    """What the encoder is taught on unannotated episodes, through a stream."""
+def reader_alone(episodes, train, annotated, past, feature_power):
+    """What the encoder is taught on unannotated episodes."""
     torch.manual_seed(0)
     projector = Projector(train.meta["obs_dim"], 1, past)
     powers = POWERS if feature_power < 0 else (feature_power,)
     reader = choose_reader(projector, train, annotated, powers).fit(train, annotated)
-    written = [reader.captions(episodes.obs(i)) for i in range(len(episodes))]
-    return [through_stream(c, episodes.steps(i), tokenizer) for i, c in enumerate(written)]
+    return [reader.captions(episodes.obs(i)) for i in range(len(episodes))]
 
 
 def probes(episodes, train, annotated, T):
@@ -97,20 +89,24 @@ def probes(episodes, train, annotated, T):
 @torch.no_grad()
 def predictor_losses(encoder, predictor, episodes, tokenizer, shuffled=False):
     """Mean loss in nats per offset (4, K): on silence, first tokens of captions, the rest, all but
-    silence. On the true streams, in windows of T; shuffled: with other windows' hidden states."""
+    silence. On the true streams, in windows of T steps; shuffled: with other windows' hidden."""
     T, windows = encoder.T, []
-    for i in range(len(episodes)):
-        tok = write_stream(episodes.captions(i), episodes.steps(i), tokenizer)
-        tok, obs = torch.from_numpy(tok), episodes.obs(i).float()
-        before = F.pad(tok[:-1], (1, 0), value=END)
-        starts = range(0, len(tok) - T + 1, T)
-        windows += [(obs[a : a + T], tok[a : a + T], before[a : a + T]) for a in starts]
-    total, count = torch.zeros(2, 4, predictor.K)
     device = encoder.projector.mean.device
-    for a in range(0, len(windows), 32):
-        some = zip(*windows[a : a + 32], strict=True)
-        obs, tok, before = (torch.stack(x).to(device) for x in some)
-        hidden = encoder(obs, before)
+    for i in range(len(episodes)):
+        tok, step = write_stream(episodes.captions(i), episodes.steps(i), tokenizer)
+        for start in range(0, episodes.steps(i) - T + 1, T):
+            inside = (step >= start) & (step < start + T)
+            obs = episodes.obs(i, start, start + T).float()
+            slots = torch.from_numpy(tok[inside]), torch.from_numpy(step[inside] - start)
+            windows.append((obs, *slots))
+    total, count = torch.zeros(2, 4, predictor.K)
+    for first in range(0, len(windows), 32):
+        obs, tok, step = zip(*windows[first : first + 32], strict=True)
+        obs = torch.stack(obs).to(device)
+        tok = pad_sequence(tok, batch_first=True, padding_value=-1).to(device)
+        step = pad_sequence(step, batch_first=True, padding_value=T - 1).to(device)
+        before = F.pad(tok[:, :-1].clamp(min=SILENCE), (1, 0), value=SILENCE)
+        hidden = encoder(obs, before, step)
         if shuffled:
             hidden = hidden.roll(len(hidden) // 2, 0)
         blocks = predictor.blocks(tok, -1)  # (B, S, K+1), -1 beyond the window
@@ -119,8 +115,8 @@ def predictor_losses(encoder, predictor, episodes, tokenizer, shuffled=False):
         loss = F.cross_entropy(logits.movedim(-1, 1), target, reduction="none", ignore_index=-1)
         spoken = target > SILENCE
         spoken |= target == END
-        first = spoken & (inputs <= SILENCE)
-        kinds = target == SILENCE, first, spoken & ~first, spoken
+        begins = spoken & (inputs <= SILENCE)
+        kinds = target == SILENCE, begins, spoken & ~begins, spoken
         for k, kind in enumerate(kinds):
             total[k] += (loss * kind).sum((0, 1)).cpu()
             count[k] += kind.sum((0, 1)).cpu()
@@ -133,21 +129,21 @@ def report(out_dir, split="test", device="auto"):
     data = data_of(config["folder"], config["data"])
     episodes, train = Episodes(data, split), Episodes(data, "train")
     annotated = choose_annotated(train, config["n_annotated"], config["seed"])
-    written = {
-        "encoder": written_captions(encoder, episodes, tokenizer),
-        "observations shuffled": written_captions(encoder, episodes, tokenizer, "shuffled"),
-        "observations zeroed": written_captions(encoder, episodes, tokenizer, "zeroed"),
+    arms = {
+        "encoder": written(encoder, episodes, tokenizer),
+        "observations shuffled": written(encoder, episodes, tokenizer, "shuffled"),
+        "observations zeroed": written(encoder, episodes, tokenizer, "zeroed"),
     }
     if annotated:
-        args = episodes, train, annotated, encoder.T // 2, config["feature_power"], tokenizer
-        written["reader alone"] = reader_alone(*args)
-        written |= probes(episodes, train, annotated, encoder.T)
-        written["most frequent caption"] = most_frequent(episodes, train, annotated)
-    written["perfect writer"] = perfect_writer(episodes, tokenizer)
+        args = episodes, train, annotated, encoder.T // 2, config["feature_power"]
+        arms["reader alone"] = reader_alone(*args)
+        arms |= probes(episodes, train, annotated, encoder.T)
+        arms["most frequent caption"] = most_frequent(episodes, train, annotated)
+    arms["perfect writer"] = perfect_writer(episodes, tokenizer)
     true = [episodes.captions(i) for i in range(len(episodes))]
     scores = {
         arm: score(true, captions) | dict(bootstrap=bootstrap(true, captions))
-        for arm, captions in written.items()
+        for arm, captions in arms.items()
     }
     losses = {}
     if predictor:
@@ -169,9 +165,10 @@ def bootstrap(true, written, rounds=1000):
 
 def show(scores, losses):
     total = sum(count for _, count in scores["encoder"]["texts"].values())
-    print(f"{f'{total} captions of test':24}    F1  precision  recall  95 % of F1")
+    print(f"{f'{total} captions of test':24}    F1  exact  words  precision  recall  95 % of F1")
     for arm, row in scores.items():
-        cells = f"{row['f1']:5.3f}  {row['precision']:9.3f}  {row['recall']:6.3f}"
+        cells = f"{row['f1']:5.3f}  {row['f1_exact']:5.3f}  {row['word_f1']:5.3f}"
+        cells += f"  {row['precision']:9.3f}  {row['recall']:6.3f}"
         print(f"{arm:24} {cells}  " + "{:.2f} .. {:.2f}".format(*row["bootstrap"]))
     columns = [arm for arm in ("encoder", "reader alone", "perfect writer") if arm in scores]
     print(f"\n{'F1 by caption':24} count" + "".join(f"  {arm:>14}" for arm in columns))

@@ -17,13 +17,13 @@ import torch
 from tqdm import tqdm
 
 from configurator import run
-from data import SILENCE, Episodes, Tokenizer
+from data import Episodes, Tokenizer
+from encoder import MOST
 from runtime.shards import absurd, absurd_warning
 
 SPLITS = "train", "val", "test"
 READ = 2**30  # bytes of observations read for the statistics; of more, every n-th episode
 MANY = 8  # warnings of one kind
-TOLERANCE = 3  # steps that a caption may wait for another, as in data.match
 
 
 def observation_statistics(splits):
@@ -67,34 +67,23 @@ def identical_episodes(splits):
 
 def text_statistics(episodes, tokenizer):
     """What a split's captions become on the stream, as a dict of counts and lists."""
-    counts = dict(texts=Counter(), tokens=[], waits=[], overlap=0, cut=0, silence=0, known=0)
+    counts = dict(texts=Counter(), tokens=[], known=0, spoken=0, cut=0)
     for i in range(len(episodes)):
-        captions = sorted(episodes.captions(i))
-        tok, known = episodes.stream(i, tokenizer)
+        said = Counter()  # tokens and ENDs of each step
+        for caption in episodes.captions(i):
+            counts["tokens"].append(len(tokenizer.encode(caption.text)))
+            counts["texts"][caption.text] += 1
+            said[caption.start] += counts["tokens"][-1] + 1
+        known = episodes.known(i)
         counts["known"] += int(known.sum())
-        counts["silence"] += int((known & (tok == SILENCE)).sum())
-        counts["texts"].update(caption.text for caption in captions)
-        pairs = zip(captions, captions[1:], strict=False)
-        counts["overlap"] += sum(after.start < before.end for before, after in pairs)
-        free = 0
-        for caption in captions:
-            length = len(tokenizer.encode(caption.text))
-            start = max(caption.start, free)
-            free = start + length + 1
-            counts["tokens"].append(length)
-            counts["waits"].append(start - caption.start)
-            counts["cut"] += free > episodes.steps(i)
+        counts["spoken"] += sum(bool(known[step]) for step in said)
+        counts["cut"] += sum(n > MOST for n in said.values())
     return counts
 
 
 def in_seconds(rate, *steps):
     """Numbers of steps as ' (1.2 to 3 s)'; '' where no rate is known."""
     return " (" + " to ".join(f"{n / rate:g}" for n in steps) + " s)" if rate else ""
-
-
-def too_late(waits):
-    """How many captions wait so long that even a perfect writer misses them."""
-    return sum(wait > TOLERANCE for wait in waits)
 
 
 def share(n, total):
@@ -106,7 +95,7 @@ def describe(split, episodes, counts):
     steps = [episodes.steps(i) for i in range(len(episodes))]
     total, rate = sum(steps), episodes.meta["steps_per_second"]
     hours = f", {total / rate / 3600:.2f} hours at {rate:g} steps per second" if rate else ""
-    texts, tokens, waits = counts["texts"], counts["tokens"], counts["waits"]
+    texts, tokens = counts["texts"], counts["tokens"]
     n = texts.total()
     known = share(counts["known"], total)
     print(f"{split}: {len(steps)} episodes of {min(steps)} to {max(steps)} steps", end="")
@@ -114,16 +103,9 @@ def describe(split, episodes, counts):
     print(f"  annotated: {known} of the steps; {n} captions, {len(texts)} different")
     if not n:
         return
-    silence = share(counts["silence"], counts["known"])
+    silent = share(counts["known"] - counts["spoken"], counts["known"])
     print(f"  a caption has {np.mean(tokens):.1f} tokens (most: {max(tokens)})", end="; ")
-    print(f"silence: {silence} of the annotated steps")
-    print(f"  {share(counts['overlap'], n)} start before the last has ended", end="; ")
-    print(f"{share(counts['cut'], n)} are cut off by the end")
-    waiting = share(sum(wait > 0 for wait in waits), n)
-    longest = f"{max(waits)} steps{in_seconds(rate, max(waits))}"
-    late = share(too_late(waits), n)
-    print(f"  {waiting} wait for another to be written, at most {longest}", end="; ")
-    print(f"{late} more than {TOLERANCE} steps, which cannot be scored right")
+    print(f"silence: {silent} of the annotated steps")
     print("  most frequent:", ", ".join(f"{text} {count}" for text, count in texts.most_common(8)))
 
 
@@ -149,7 +131,7 @@ def observation_warnings(mean, std, least, most):
             yield f"{len(dims)} of {len(std)} features (from 0 on: {names}) {problem}"
 
 
-def text_warnings(counts, rate):
+def text_warnings(counts):
     """counts: {split: what text_statistics says}."""
     for split in SPLITS:
         if split not in counts:
@@ -158,15 +140,8 @@ def text_warnings(counts, rate):
             yield f"nothing is annotated in {split}: no words to learn, or no score"
     for split, of_split in counts.items():
         texts = of_split["texts"]
-        late = too_late(of_split["waits"])
-        if late > texts.total() / 10:
-            steps = f"{TOLERANCE} steps{in_seconds(rate, TOLERANCE)}"
-            yield (
-                f"{split}: {share(late, texts.total())} of the captions wait more than {steps} "
-                "and cannot be scored right: merge or shorten some, or use more steps per second"
-            )
-        if of_split["silence"] < of_split["known"] / 5:
-            yield f"{split}: less than a fifth of the annotated steps is silence: too dense"
+        if of_split["cut"]:
+            yield f"{split}: {of_split['cut']} steps have more than the {MOST} tokens written at one"
         new = texts.keys() - counts.get("train", of_split)["texts"].keys()
         if new:
             yield f"{split}: {len(new)} texts that no training episode has, e.g. {min(new)!r}"
@@ -223,7 +198,7 @@ def show(folder):
     )
     warnings += [
         *observation_warnings(mean, std, least, most),
-        *text_warnings(counts, meta["steps_per_second"]),
+        *text_warnings(counts),
         *identity_warnings(identical_episodes(splits)),
         *group_warnings(splits),
     ]

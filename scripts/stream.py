@@ -3,9 +3,8 @@ Captions a stream of raw embeddings as it arrives on stdin, at constant cost and
 
     producer | python -m scripts.stream out/mine
 
-A line per caption when it is complete: start, confidence (its least sure token), text. Times are
-seconds ("2.1 s") where the run's data set is at hand and says how many steps a second has, else
-steps.
+A line per caption: when, confidence (its least sure token), text. Times are seconds ("2.1 s")
+where the run's data set is at hand and says how many steps a second has, else steps.
 """
 
 import sys
@@ -18,7 +17,7 @@ import numpy as np
 import torch
 
 from configurator import configure, run
-from data import END, SILENCE, Tokenizer
+from data import Tokenizer, spans
 from encoder import Encoder
 from runtime import checkpoint
 from runtime.distributed import pick_device
@@ -32,22 +31,8 @@ json = False  # a JSON object per caption instead of text
 device = "auto"  # 'auto' | 'cpu' | 'cuda' | 'mps'
 
 
-def captions_of(stream, tokenizer):
-    """From (token, probability) as they come, each complete caption: start, end, text, sure."""
-    ids, sure, t = [], 1.0, -1
-    for t, (token, prob) in enumerate(stream):
-        if token > SILENCE or (ids and token == END):
-            ids, sure = [*ids, token], min(sure, prob)
-        if ids and token <= SILENCE:
-            end = t + (token == END)
-            yield end - len(ids), end, tokenizer.decode(ids), sure
-            ids, sure = [], 1.0
-    if ids:
-        yield t + 1 - len(ids), t + 1, tokenizer.decode(ids), sure
-
-
 def arriving(source, D, clock):
-    """Observations (1, D) from a binary stream; clock[0] is when the last one came."""
+    """Observations (D,) from a binary stream; clock[0] is when the last one came."""
     size, step = D * np.dtype(dtype).itemsize, 0
     while raw := source.read(size):
         if len(raw) < size:
@@ -57,32 +42,26 @@ def arriving(source, D, clock):
         if not np.isfinite(obs).all():
             raise ValueError(f"stdin, step {step}: not a finite number; {D} numbers of {dtype}?")
         clock[0] = time.perf_counter()
-        yield torch.from_numpy(obs)[None]
+        yield torch.from_numpy(obs)
         step += 1
     if step == 0:
         raise ValueError(f"stdin was empty: a step is {D} numbers of {dtype}")
 
 
-def written(encoder, source, clock, seconds):
-    """(token, probability) of each step, and in `seconds` how long it took."""
-    device, D = encoder.projector.mean.device, len(encoder.projector.mean)
-    observations = (obs.to(device) for obs in arriving(source, D, clock))
-    for tok, prob in encoder.stream(observations):
-        step = tok.item(), prob.item()
-        seconds.append(time.perf_counter() - clock[0])
-        yield step
-
-
 def follow_stdin(encoder, tokenizer, rate=None):
-    """Prints each caption when it is complete, and at the end how long a step took."""
+    """Prints what is said at each step, and at the end how long a step took."""
+    device, D = encoder.projector.mean.device, len(encoder.projector.mean)
     clock, seconds = [0.0], deque(maxlen=10_000)  # the latest steps: constant memory
-    steps = written(encoder, sys.stdin.buffer, clock, seconds)
-    for *span, text, sure in captions_of(steps, tokenizer):
-        start, end = (timestamp(step, rate) for step in span)
-        line = dict(start=start, end=end, unit="seconds" if rate else "steps", text=text)
-        line = dumps(line | dict(sure=round(sure, 3)))
-        when = f"{start:9.3f} s" if rate else f"{start:7}"
-        print(line if json else f"{when}  {sure:.2f}  {text}", flush=True)
+    observations = (obs.to(device) for obs in arriving(sys.stdin.buffer, D, clock))
+    for step, (ids, probs) in enumerate(encoder.stream(observations)):
+        seconds.append(time.perf_counter() - clock[0])
+        for first, last in spans(ids):
+            text, sure = tokenizer.decode(ids[first:last]), min(probs[first:last])
+            start, end = timestamp(step, rate), timestamp(step + 1, rate)
+            line = dict(start=start, end=end, unit="seconds" if rate else "steps", text=text)
+            line = dumps(line | dict(sure=round(sure, 3)))
+            when = f"{start:9.3f} s" if rate else f"{start:7}"
+            print(line if json else f"{when}  {sure:.2f}  {text}", flush=True)
     p50, p99 = np.percentile(seconds, (50, 99)) * 1000
     latest = f"{p50:.2f} ms (p50), {p99:.2f} ms (p99); latest {len(seconds)} steps"
     print(f"a step took {latest}", file=sys.stderr)

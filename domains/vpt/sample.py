@@ -9,7 +9,7 @@ A line per caption: its start in seconds, the probability of its least sure toke
 from pathlib import Path
 
 from configurator import configure, run
-from data import Tokenizer, read_stream
+from data import Tokenizer
 from domains.vpt.embed import embed_recording
 from domains.vpt.network import VPT
 from domains.vpt.recordings import FPS, draw_arrow, read_cursor
@@ -17,7 +17,7 @@ from encoder import Encoder
 from runtime.checkpoint import best, verify
 from runtime.distributed import pick_device
 from runtime.files import read_json
-from sample import data_of
+from sample import data_of, with_confidence
 
 out_dir = "out/exp1"  # the run to load
 recording = ""  # an mp4 with its jsonl beside it, or the stem of one in `recordings`
@@ -68,10 +68,10 @@ def main():
     except ValueError as error:
         raise ValueError(f"{mp4}: {error}") from None
     encoder = Encoder.from_pretrained(folder / "encoder").to(name).eval()
-    tok, prob = encoder.annotate(obs.float()[None].to(name))  # (1, N)
+    tokenizer = Tokenizer.from_file(folder / "tokenizer.json")
+    stream = (x[0].cpu() for x in encoder.annotate(obs.float()[None].to(name)))  # (L,) each
     print(f"{mp4}: {len(obs) * stride / FPS:g} seconds\n\n seconds  sure  written")
-    for caption in read_stream(tok[0].cpu(), Tokenizer.from_file(folder / "tokenizer.json")):
-        sure = prob[0, caption.start : caption.end].min().item()
+    for caption, sure in with_confidence(*stream, tokenizer):
         print(f"{caption.start * stride / FPS:8g}  {sure:.2f}  {caption.text}")
 
 
