@@ -82,7 +82,6 @@ FIXED = "n_annotated T seed init_from n_layer n_head n_embd K stride feature_pow
 DENSE = 48  # slots; with fewer the mask is faster than the fast path
 
 
-
 def ahead_rule(row, column, T, K, stride):
     """Whether a row sees a column: T rows of the main stream, then blocks of K rows each."""
     block = (row - T) // K

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bench.report import interval, reader_alone, written
+from bench.report import captions_of, interval, reader_alone
 from configurator import check_range, configure, run
 from data import Episodes, choose_annotated, score
 from sample import load
@@ -96,9 +96,9 @@ def cell():
         sys.exit(2)  # train.py has said why
     encoder, _, tokenizer, config = load(out_dir)
     true = [episodes.captions(i) for i in range(len(episodes))]
-    arms = {arm: written(encoder, episodes, tokenizer)}
+    arms = {arm: captions_of(encoder, episodes, tokenizer)}
     if not annotated:
-        shuffled = written(encoder, episodes, tokenizer, "shuffled")
+        shuffled = captions_of(encoder, episodes, tokenizer, "shuffled")
         arms[f"{arm}, observations shuffled"] = shuffled
     if arm == "without the predictor":
         some = choose_annotated(train, n, seed)

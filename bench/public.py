@@ -25,7 +25,7 @@ from pathlib import Path
 import numpy as np
 
 from bench.probe import probe, true_captions
-from bench.report import bootstrap, written
+from bench.report import bootstrap, captions_of
 from configurator import check_range, configure, from_file, run
 from data import Caption, Episode, Episodes, score, write_shard
 from runtime.shards import read_meta, write_meta
@@ -186,7 +186,7 @@ def ours(name, folder, episodes):
     if subprocess.run([*command, "--resume"], stdout=sys.stderr).returncode:
         sys.exit(2)  # train.py has said why
     encoder, _, tokenizer, _ = load(out_dir)
-    return written(encoder, episodes, tokenizer)
+    return captions_of(encoder, episodes, tokenizer)
 
 
 def rows(name):

@@ -40,7 +40,7 @@ from sample import data_of, load
 T_95 = [12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26]  # Student's t, 1 .. 9 degrees
 
 
-def written(encoder, episodes, tokenizer, observations="true"):
+def captions_of(encoder, episodes, tokenizer, observations="true"):
     """What the encoder writes on each episode, given true, shuffled or zeroed observations."""
     obs = [episodes.obs(i).float() for i in range(len(episodes))]
     if observations == "shuffled":  # each as long as it was, or as the other is
@@ -130,9 +130,9 @@ def report(out_dir, split="test", device="auto"):
     episodes, train = Episodes(data, split), Episodes(data, "train")
     annotated = choose_annotated(train, config["n_annotated"], config["seed"])
     arms = {
-        "encoder": written(encoder, episodes, tokenizer),
-        "observations shuffled": written(encoder, episodes, tokenizer, "shuffled"),
-        "observations zeroed": written(encoder, episodes, tokenizer, "zeroed"),
+        "encoder": captions_of(encoder, episodes, tokenizer),
+        "observations shuffled": captions_of(encoder, episodes, tokenizer, "shuffled"),
+        "observations zeroed": captions_of(encoder, episodes, tokenizer, "zeroed"),
     }
     if annotated:
         args = episodes, train, annotated, encoder.T // 2, config["feature_power"]

@@ -141,7 +141,7 @@ def text_warnings(counts):
     for split, of_split in counts.items():
         texts = of_split["texts"]
         if of_split["cut"]:
-            yield f"{split}: {of_split['cut']} steps have more than the {MOST} tokens written at one"
+            yield f"{split}: {of_split['cut']} steps have more than the {MOST} tokens written"
         new = texts.keys() - counts.get("train", of_split)["texts"].keys()
         if new:
             yield f"{split}: {len(new)} texts that no training episode has, e.g. {min(new)!r}"
