@@ -13,8 +13,8 @@ import torch
 from browser import CHROMIUM, showing, started
 
 import train
-from data import Caption, Episode, Episodes, Tokenizer, read_stream, write_shard
-from encoder import Encoder, Reader
+from data import SILENCE, Caption, Episode, Episodes, Tokenizer, write_shard
+from encoder import Encoder, Reader, written_captions
 from model import Config, GPTNeoX
 from runtime import checkpoint
 from runtime.shards import write_meta
@@ -74,7 +74,10 @@ def quick_reader():
 def tiny():
     """A small random GPTNeoX in float64: exact comparisons."""
     config = Config(vocab_size=31, hidden_size=32, num_hidden_layers=2, num_attention_heads=2)
-    return GPTNeoX(config).double()
+    lm = GPTNeoX(config).double()
+    lm.embed_out.weight.data *= 8
+    lm.embed_out.weight.data[SILENCE] *= 4  # a step has from one to all the tokens it may have
+    return lm
 
 
 @pytest.fixture
@@ -116,15 +119,16 @@ def toy(tmp_path):
 def a_run(toy, tokenizer, tmp_path):
     """The checkpoint of a run, of chance weights: the first that write several captions."""
     config = Config(tokenizer.vocab_size, 32, 2, 2)
-    obs = Episodes(toy, "test").obs(0)[None]
+    obs = Episodes(toy, "test").obs(0)
     captions = []
-    while len(captions) < 4:
+    while not 4 <= len(captions) < 20:
         encoder = Encoder(GPTNeoX(config), obs_dim=6, T=16)
         with torch.no_grad():
             encoder.projector.scale.fill_(3)
             encoder.lm.embed_out.weight[2:258] = 0  # words, hardly single bytes
             encoder.lm.embed_out.weight *= 8
-        captions = read_stream(encoder.annotate(obs)[0][0], tokenizer)
+            encoder.lm.embed_out.weight[SILENCE] *= 4
+        [captions] = written_captions(encoder, [obs], tokenizer)
     folder = tmp_path / "run" / "step-000001"
     encoder.save_pretrained(folder / "encoder")
     Predictor(GPTNeoX(config), 32, K=4).save_pretrained(folder / "predictor")

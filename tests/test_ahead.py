@@ -8,7 +8,7 @@ import train
 from data import END, SILENCE, Batch
 from encoder import Encoder
 from model import Config, GPTNeoX
-from train import Grounding, Predictor, ahead_attention, ahead_mask
+from train import Grounding, Losses, Predictor, ahead_attention, ahead_mask
 
 V, D = 31, 5
 
@@ -17,10 +17,16 @@ def a_language_model(d):
     return GPTNeoX(Config(vocab_size=V, hidden_size=d, num_hidden_layers=2, num_attention_heads=2))
 
 
-def a_model(K, stride=1, flash=True):
+@pytest.fixture(params=["by mask", "fast path"])
+def way(request, monkeypatch):
+    """Both ways of attention, whatever the length."""
+    monkeypatch.setattr(train, "DENSE", {"by mask": 99, "fast path": 0}[request.param])
+
+
+def a_model(K, stride=1):
     """A random encoder and predictor in float64, the zero-initialised map made random."""
     encoder = Encoder(a_language_model(32), D, 8)
-    predictor = Predictor(a_language_model(16), 32, K, stride, flash)
+    predictor = Predictor(a_language_model(16), 32, K, stride)
     model = Grounding(encoder, predictor).double()
     torch.nn.init.normal_(model.predictor.condition.weight, std=0.3)
     for p in model.parameters():
@@ -28,41 +34,48 @@ def a_model(K, stride=1, flash=True):
     return model
 
 
-def a_batch(T, B=3):
-    """Streams with silence and holes in what is known, one that ends."""
-    tok = torch.randint(2, V, (B, T)).masked_fill(torch.rand(B, T) < 0.4, SILENCE)
-    within = torch.arange(T) < torch.tensor([T, T - 3, T])[:, None]
-    known = torch.rand(B, T) < 0.5
-    obs, prev_token = torch.randn(B, T, D).double(), torch.randint(V, (B,))
-    return Batch(obs, tok, known & within, ~known & within, prev_token, noise=None)
+def some_steps(B, L, T):
+    """The steps of slots that go through T steps at random."""
+    return torch.randint(T, (B, L)).sort(1).values
+
+
+def a_batch(L, B=3):
+    """Streams of L slots with holes in what is known, one that ends."""
+    T = max(L // 2, 1)
+    tok, step = torch.randint(1, V, (B, L)), some_steps(B, L, T)
+    within = torch.arange(L) < torch.tensor([L, L - 3, L])[:, None]
+    known = (torch.rand(B, L) < 0.5) & within
+    obs = torch.randn(B, T, D).double()
+    return Batch(obs, tok, step, known, ~known & within, within, noise=None)
 
 
 def one_by_one(model, batch):
     """The sums of the losses in loops, each block given its own prefix and itself alone."""
     predictor, lm, tok = model.predictor, model.predictor.lm, batch.tok
-    input_tok = torch.cat((batch.prev_token[:, None], tok[:, :-1]), 1)
-    hidden = model.encoder(batch.obs, input_tok)
+    before = F.pad(tok[:, :-1], (1, 0), value=SILENCE)
+    hidden = model.encoder(batch.obs, before, batch.step)
     logits = model.encoder.lm.embed_out(hidden)
     each = F.cross_entropy(logits.mT, tok, reduction="none")
     predict, T = 0, tok.shape[1]
     for b in range(len(tok)):
         for t in range(0, T - 1, predictor.stride):
             ahead = range(t + 1, min(t + 1 + predictor.K, T))
-            main = lm.embed(input_tok[b, : t + 1]) + predictor.condition(hidden[b, : t + 1])
+            main = lm.embed(before[b, : t + 1]) + predictor.condition(hidden[b, : t + 1])
             block = lm.embed(tok[b, t : t + len(ahead)])
             out = lm.stack(torch.cat((main, block))[None])[0, t + 1 :]
             loss = F.cross_entropy(lm.embed_out(out), tok[b, ahead], reduction="none")
-            predict = predict + (loss * (batch.known | batch.unknown)[b, ahead]).sum()
-    return torch.stack(((each * batch.known).sum(), predict, (each * batch.unknown).sum()))
+            predict = predict + (loss * batch.told[b, ahead]).sum()
+    return torch.stack(((each * batch.known).sum(), predict, (each * batch.pseudo).sum()))
 
 
-@pytest.mark.parametrize("flash", [False, True])
+ONE_EACH = Losses(*torch.ones(3))
+
+
 @pytest.mark.parametrize("T, K, stride", [(9, 3, 1), (9, 3, 3), (7, 10, 2), (5, 1, 1)])
-def test_one_pass_equals_separate_runs(T, K, stride, flash):
-    model = a_model(K, stride, flash)
+def test_one_pass_equals_separate_runs(T, K, stride, way):
+    model = a_model(K, stride)
     batch = a_batch(T)
-    targets = model.targets(batch, True)
-    loss, parts = model(batch, batch.tok, targets, torch.tensor([1, 1, 1]))
+    loss, parts = model(batch, ONE_EACH)
     expected = one_by_one(model, batch)
     torch.testing.assert_close(parts, expected.detach(), rtol=1e-10, atol=1e-10)
     # one loss for all text, whoever wrote it
@@ -74,31 +87,32 @@ def test_one_pass_equals_separate_runs(T, K, stride, flash):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-10, msg=name)
 
 
-@pytest.mark.parametrize("flash", [False, True])
 @pytest.mark.parametrize("stride", [1, 3])
-def test_a_block_sees_its_past_and_itself_and_nothing_else(stride, flash):
+def test_a_block_sees_its_past_and_itself_and_nothing_else(stride, way):
     """Changes one observation, one token at a time: exactly the blocks that may see it change."""
-    T, K = 11, 3
-    model = a_model(K, stride, flash)
-    obs, tok = torch.randn(1, T, D).double(), torch.randint(2, V - 1, (1, T))
-    t, j = torch.arange(0, T - 1, stride)[:, None], torch.arange(1, K + 1)
+    L, T, K = 14, 5, 3
+    model = a_model(K, stride)
+    obs, tok = torch.randn(1, T, D).double(), torch.randint(2, V - 1, (1, L))
+    step = torch.tensor([[0, 0, 0, 1, 2, 2, 2, 2, 3, 3, 4, 4, 4, 4]])
+    i, j = torch.arange(0, L - 1, stride)[:, None], torch.arange(1, K + 1)
 
     def blocks(obs, tok, hidden_tok):
-        input_tok = F.pad(tok[:, :-1], (1, 0), value=END)
-        hidden = model.encoder(obs, F.pad(hidden_tok[:, :-1], (1, 0), value=END))
-        return model.predictor(input_tok, hidden, model.predictor.blocks(tok, END)[..., :-1])
+        before = F.pad(tok[:, :-1], (1, 0), value=SILENCE)
+        hidden = model.encoder(obs, F.pad(hidden_tok[:, :-1], (1, 0), value=SILENCE), step)
+        return model.predictor(before, hidden, model.predictor.blocks(tok, END)[..., :-1])
 
     base = blocks(obs, tok, tok)
-    for s in range(T):
+    for t in range(T):
         other = obs.clone()
-        other[:, s] += 1
+        other[:, t] += 1
         changed = (blocks(other, tok, tok) - base).abs().amax((0, 3)) > 1e-12
-        assert changed.equal((t >= s).expand(-1, K)), f"observation {s}"
+        assert changed.equal((step[0, i] >= t).expand(-1, K)), f"observation {t}"
+    for s in range(L):
         other = tok.clone()
         other[:, s] += 1
         changed = (blocks(obs, other, tok) - base).abs().amax((0, 3)) > 1e-12
-        # block (t, j) reads tok_t .. tok_{t+j-1}, the main stream tok_{i-1}
-        assert changed.equal((t <= s) & (s < t + j) | (t > s)), f"token {s}"
+        # block (i, j) reads tok_i .. tok_{i+j-1}, the main stream tok_{i-1}
+        assert changed.equal((i <= s) & (s < i + j) | (i > s)), f"token {s}"
 
 
 def test_the_mask_of_three_steps_and_two_ahead():
@@ -193,9 +207,8 @@ def test_detach_stops_the_gradient_from_predictor_to_encoder(detach, monkeypatch
     monkeypatch.setattr(train, "detach", detach)
     model = a_model(3)
     batch = a_batch(9)
-    nothing = torch.zeros_like(batch.known)
-    targets = nothing, model.targets(batch, False)[1], nothing  # loss_predict alone
-    model(batch, batch.tok, targets, torch.tensor([1, 1, 1]))[0].backward()
+    nothing = torch.zeros_like(batch.known)  # loss_predict alone
+    model(batch._replace(known=nothing, pseudo=nothing), ONE_EACH)[0].backward()
     reached = any(p.grad is not None and p.grad.abs().sum() > 0 for p in model.encoder.parameters())
     assert reached != detach
     assert all(p.grad is not None for p in model.predictor.lm.parameters())

@@ -5,27 +5,52 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from data import END
-from encoder import Encoder, Projector
+from data import SILENCE
+from encoder import MOST, Encoder, Projector
 
 
 def random_obs(*shape):
     return torch.randn(*shape, 5, dtype=torch.float64)
 
 
-def probabilities(encoder, obs, tok, prev_token=END):
-    """The teacher-forced pass over a whole stream (B, T, V)."""
-    input_tok = F.pad(tok[:, :-1], (1, 0), value=prev_token)
-    return encoder.lm.embed_out(encoder(obs, input_tok)).softmax(-1)
+def probabilities(encoder, obs, tok, step):
+    """The teacher-forced pass over the slots of a stream (B, L, V)."""
+    before = F.pad(tok[:, :-1], (1, 0), value=SILENCE)
+    return encoder.lm.embed_out(encoder(obs, before, step)).softmax(-1)
 
 
-@pytest.mark.parametrize("prev_token", [END, 7])
-def test_decoding_step_by_step_equals_the_teacher_forced_pass(encoder, prev_token):
+def forced(tok):
+    """Where a stream (B, L) has no choice, for MOST tokens were said since the last SILENCE."""
+    said = torch.zeros_like(tok)
+    for i in range(1, tok.shape[1]):
+        said[:, i] = (said[:, i - 1] + 1) * (tok[:, i - 1] != SILENCE)
+    return said == MOST
+
+
+def test_decoding_slot_by_slot_equals_the_teacher_forced_pass(encoder):
     obs = random_obs(3, 8)
-    tok, prob = encoder.annotate(obs, prev_token=torch.full((3,), prev_token))
-    p = probabilities(encoder, obs, tok, prev_token)
-    assert torch.equal(tok, p.argmax(-1))
-    torch.testing.assert_close(prob, p.amax(-1).float())
+    tok, step, prob = encoder.annotate(obs)
+    within = step < 8
+    p = probabilities(encoder, obs, tok, step.clamp(max=7))
+    free = within & ~forced(tok)
+    assert torch.equal(tok[free], p.argmax(-1)[free])
+    assert (tok[~free] == SILENCE).all() and (within & ~free).any()
+    expected = p.gather(2, tok[..., None])[..., 0].float()
+    torch.testing.assert_close(prob[within], expected[within])
+
+
+def test_each_row_goes_on_at_its_own_pace(encoder):
+    obs = random_obs(5, 21)
+    tok, step, prob = encoder.annotate(obs)
+    lengths = (step < 21).sum(1)
+    assert len(set(lengths.tolist())) == 5  # or nothing is shown
+    for b, n in enumerate(lengths):
+        alone = encoder.annotate(obs[b : b + 1])
+        assert torch.equal(alone[0][0], tok[b, :n]) and torch.equal(alone[1][0], step[b, :n])
+        torch.testing.assert_close(alone[2][0], prob[b, :n])
+        assert (tok[b, n:] == SILENCE).all()
+        ends = step[b, :n][tok[b, :n] == SILENCE]
+        assert ends.tolist() == list(range(21))  # every step ends with SILENCE
 
 
 def test_observations_may_be_arrays_and_wrong_ones_are_named(encoder):
@@ -39,11 +64,12 @@ def test_observations_may_be_arrays_and_wrong_ones_are_named(encoder):
         encoder.annotate(obs)
 
 
-def test_noise_draws_from_the_distribution(encoder):
-    obs = random_obs(1, 1)
-    p = probabilities(encoder, obs, torch.tensor([[END]]))[0, 0]
+def test_noise_draws_from_the_distribution_and_ends_the_text(encoder):
+    obs, first = random_obs(1, 1), torch.zeros(1, 1, dtype=torch.int64)
+    p = probabilities(encoder, obs, first, first)[0, 0]
     noise = (torch.arange(20000, dtype=torch.float64)[:, None] + 0.5) / 20000
-    tok, _ = encoder.annotate(obs.expand(20000, 1, 5), noise=noise)
+    tok, *_ = encoder.annotate(obs.expand(20000, 1, 5), noise=noise)
+    assert tok.shape == (20000, 1)
     share = torch.bincount(tok[:, 0], minlength=31) / 20000
     torch.testing.assert_close(share, p.float(), atol=1e-4, rtol=0)
 
@@ -51,57 +77,60 @@ def test_noise_draws_from_the_distribution(encoder):
 def test_an_episode_longer_than_a_window_is_written_in_windows_primed_with_their_first_half(
     encoder,
 ):
-    obs = random_obs(2, 21)
-    tok, _ = encoder.annotate(obs)
+    obs = random_obs(1, 21)
+    tok, step, _ = encoder.annotate(obs)
     for start in range(4, 17, 4):
-        window = slice(start, start + 8)
-        input_tok = tok[:, start - 1 : start + 7][:, : obs[:, window].shape[1]]
-        best = encoder.lm.embed_out(encoder(obs[:, window], input_tok)).argmax(-1)
-        assert torch.equal(tok[:, start + 4 : start + 8], best[:, 4:])
+        inside = (step[0] >= start) & (step[0] < start + 8)
+        slots = tok[:, inside], step[:, inside] - start
+        best = probabilities(encoder, obs[:, start : start + 8], *slots).argmax(-1)
+        new = (slots[1] >= 4) & ~forced(slots[0])
+        assert torch.equal(slots[0][new], best[new]) and new.any()
 
 
 @pytest.mark.parametrize("T", [8, 7])
 @pytest.mark.parametrize("past", [1, 4, 9])
 @pytest.mark.parametrize("steps", [1, 5, 8, 9, 21])
-def test_streaming_writes_what_annotate_writes(tiny, T, past, steps):
+def test_streaming_says_at_each_step_what_annotate_writes(tiny, T, past, steps):
     encoder = Encoder(tiny, 5, T)
     encoder.projector = Projector(5, tiny.config.hidden_size, past)
     encoder.double()
-    obs = random_obs(2, steps)
-    tok, prob = zip(*encoder.stream(obs.unbind(1)), strict=True)
-    expected, expected_prob = encoder.annotate(obs)
-    assert torch.equal(torch.stack(tok, 1), expected)
-    torch.testing.assert_close(torch.stack(prob, 1), expected_prob)
+    obs = random_obs(steps)
+    tok, step, prob = (x[0] for x in encoder.annotate(obs[None]))
+    said = list(encoder.stream(obs))
+    assert len(said) == steps
+    for t, (ids, probs) in enumerate(said):
+        assert ids == tok[step == t].tolist()
+        torch.testing.assert_close(torch.tensor(probs), prob[step == t])
 
 
 def test_streaming_keeps_two_caches_however_long_it_is(encoder, monkeypatch):
     made, new_cache = [], encoder.lm.new_cache
 
-    def counted(B, T):
-        assert T <= encoder.T
-        cache = new_cache(B, T)
+    def counted(B):
+        cache = new_cache(B)
         made.append(weakref.ref(cache[0]))
         return cache
 
     monkeypatch.setattr(encoder.lm, "new_cache", counted)
-    for _ in encoder.stream(random_obs(1) for _ in range(99)):
+    for _ in encoder.stream(random_obs() for _ in range(99)):
         assert sum(cache() is not None for cache in made) <= 2
     assert len(made) == 25
 
 
 def test_no_step_sees_a_later_observation(encoder):
-    obs, tok = random_obs(3, 8), torch.randint(31, (3, 8))
+    obs, tok = random_obs(3, 8), torch.randint(31, (3, 20))
+    step = torch.randint(8, (3, 20)).sort(1).values
     changed = obs.clone()
     changed[:, 5] += 1
-    one, two = encoder(obs, tok), encoder(changed, tok)
-    assert torch.equal(one[:, :5], two[:, :5])
-    assert (one[:, 5:] != two[:, 5:]).any(-1).all()
+    one, two = encoder(obs, tok, step), encoder(changed, tok, step)
+    assert torch.equal(one[step < 5], two[step < 5])
+    assert (one[step >= 5] != two[step >= 5]).any(-1).all()
 
 
 def test_a_pretrained_encoder_starts_as_the_plain_language_model(tiny):
     encoder = Encoder(tiny, 5, 8, pretrained=True).double()
-    tok = torch.randint(31, (2, 8))
-    torch.testing.assert_close(tiny.embed_out(encoder(random_obs(2, 8), tok)), tiny(tok))
+    tok, step = torch.randint(31, (2, 20)), torch.randint(8, (2, 20)).sort(1).values
+    torch.testing.assert_close(tiny.embed_out(encoder(random_obs(2, 8), tok, step)), tiny(tok))
 
 
 def test_a_saved_encoder_writes_the_same(encoder, tmp_path):
