@@ -27,6 +27,7 @@ from model import GPTNeoX
 from runtime.files import save_tensors, tensors_of
 
 MOST = 64  # tokens said at a step; then SILENCE is forced
+FORMAT = "2"  # of a checkpoint: any number of tokens a step; without one, a token a step
 CLIP = 1.0  # standard deviations; beyond it a rare feature drowns the rest
 
 
@@ -302,7 +303,8 @@ class Encoder(nn.Module):
         """config.json and model.safetensors as Pythia's, and projector.safetensors beside them."""
         self.lm.save_pretrained(folder)
         weights = tensors_of(self.projector)
-        save_tensors(weights, Path(folder, "projector.safetensors"), {"T": str(self.T)})
+        about = {"T": str(self.T), "format": FORMAT}
+        save_tensors(weights, Path(folder, "projector.safetensors"), about)
 
     @classmethod
     def from_pretrained(cls, folder):
@@ -314,7 +316,10 @@ class Encoder(nn.Module):
         try:
             with safe_open(path, "pt") as file:
                 weights = {name: file.get_tensor(name) for name in file.keys()}
-                T = int(file.metadata()["T"])
+                about = file.metadata()
+            if about.get("format") != FORMAT:
+                raise ValueError("it writes another kind of stream: train it anew")
+            T = int(about["T"])
             encoder = cls(lm, len(weights["mean"]), T)
             encoder.projector.load_state_dict(weights)
         except (SafetensorError, LookupError, TypeError, ValueError, RuntimeError) as error:

@@ -105,7 +105,8 @@ def predictor_losses(encoder, predictor, episodes, tokenizer, shuffled=False):
         obs = torch.stack(obs).to(device)
         tok = pad_sequence(tok, batch_first=True, padding_value=-1).to(device)
         step = pad_sequence(step, batch_first=True, padding_value=T - 1).to(device)
-        before = F.pad(tok[:, :-1].clamp(min=SILENCE), (1, 0), value=SILENCE)
+        said = tok.where(tok >= 0, SILENCE)
+        before = F.pad(said[:, :-1], (1, 0), value=SILENCE)
         hidden = encoder(obs, before, step)
         if shuffled:
             hidden = hidden.roll(len(hidden) // 2, 0)

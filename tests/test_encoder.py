@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
 
 from data import SILENCE
 from encoder import MOST, Encoder, Projector
@@ -140,6 +141,9 @@ def test_a_saved_encoder_writes_the_same(encoder, tmp_path):
     for ours, theirs in zip(encoder.annotate(obs), again.annotate(obs), strict=True):
         assert torch.equal(ours, theirs)
     projector = tmp_path / "encoder" / "projector.safetensors"
+    save_file(load_file(projector), projector, {"T": "8"})  # as it was with a token a step
+    with pytest.raises(ValueError, match="projector.safetensors: .*another kind of stream"):
+        Encoder.from_pretrained(tmp_path / "encoder")
     projector.write_bytes(projector.read_bytes()[:-1])
     with pytest.raises(ValueError, match="projector.safetensors: garbled"):
         Encoder.from_pretrained(tmp_path / "encoder")

@@ -10,7 +10,7 @@ from conftest import ROOT, program
 
 import sample
 from data import Caption, Episode, Episodes, read_stream, write_shard
-from encoder import Encoder
+from encoder import Encoder, written_captions
 from runtime import checkpoint
 from runtime.shards import write_meta
 from scripts.captions import read_caption
@@ -38,11 +38,12 @@ def test_a_forecast_knows_nothing_later(a_run, toy):
     encoder = Encoder.from_pretrained(a_run / "encoder")
     predictor = Predictor.from_pretrained(a_run / "predictor")
     obs = Episodes(toy, "test").obs(0)[None]
-    tok, _ = encoder.annotate(obs)
-    ids, probs = sample.forecasts(encoder, predictor, obs, tok)
+    tok, step, _ = encoder.annotate(obs)
+    ids, probs = sample.forecasts(encoder, predictor, obs, tok, step)
     assert ids.shape == probs.shape == (40, 4)
     for t in (0, 7, 15, 16, 30, 39):
-        early_ids, early = sample.forecasts(encoder, predictor, obs[:, : t + 1], tok[:, : t + 1])
+        slots = (x[:, step[0] <= t] for x in (tok, step))
+        early_ids, early = sample.forecasts(encoder, predictor, obs[:, : t + 1], *slots)
         assert torch.equal(early_ids[t], ids[t])
         torch.testing.assert_close(early[t], probs[t])
 
@@ -51,12 +52,13 @@ def test_captions_are_hits_missed_false_or_unknown(toy):
     episodes = Episodes(toy, "test")
     true = episodes.captions(0)
     written = [
-        Caption(true[n].start + late, true[n].start + late + 2, true[n].text)
+        (Caption(true[n].start + late, true[n].start + late + 1, true[n].text), 0.5)
         for n, late in enumerate((0, 3, 4))
     ]
 
     def kinds():
-        rows = sample.judge(episodes, 0, written, torch.ones(40))
+        rows = sample.judge(episodes, 0, written)
+        assert all(row["sure"] == (row["written"] and 0.5) for row in rows)
         return [(row["kind"], (row["written"] or row["true"])[0]) for row in rows]
 
     told = [("hit", 3), ("hit", 14), ("missed", 19), ("false", 23), ("missed", 27)]
@@ -68,9 +70,9 @@ def test_captions_are_hits_missed_false_or_unknown(toy):
 def test_json_has_every_written_caption(a_run, toy, tokenizer, printed):
     lines = [json.loads(line) for line in printed(json=True, episode=1).splitlines()]
     obs = Episodes(toy, "test").obs(1)[None]
-    tok, _ = Encoder.from_pretrained(a_run / "encoder").annotate(obs)
+    tok, step, _ = Encoder.from_pretrained(a_run / "encoder").annotate(obs)
     captions = [(line["start"], line["end"], line["text"]) for line in lines]
-    assert captions == read_stream(tok[0], tokenizer) and captions
+    assert captions == read_stream(tok[0], step[0], tokenizer) and captions
     assert {line["episode"] for line in lines} == {"test-1"}
 
 
@@ -97,7 +99,7 @@ def test_what_is_written_in_seconds_is_packed_at_the_same_steps(a_run, toy, prin
     lines = printed(json=True).splitlines()
     rows = [json.loads(line) for line in lines]
     encoder, tokenizer = (sample.load(a_run.parent)[n] for n in (0, 2))
-    captions = read_stream(encoder.annotate(Episodes(toy, "test").obs(0)[None])[0][0], tokenizer)
+    [captions] = written_captions(encoder, [Episodes(toy, "test").obs(0)], tokenizer)
     assert [row["start"] for row in rows] == [c.start / 30 for c in captions]
     assert {row["unit"] for row in rows} == {"seconds"}
     shown = [line.split()[0] for line in printed(json=False).splitlines()[3:]]

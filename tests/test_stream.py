@@ -7,29 +7,14 @@ import subprocess
 import sys
 import threading
 
-import numpy as np
 import pytest
 import torch
-from conftest import ROOT, TEXTS, program
+from conftest import ROOT, program
 
-from data import END, SILENCE, Episodes, Tokenizer, read_stream
+from data import Episodes, Tokenizer
 from encoder import Encoder
+from sample import with_confidence
 from scripts import stream
-
-
-def test_captions_of_a_stream_are_those_of_the_whole():
-    tokenizer, rng = Tokenizer.from_captions(TEXTS), np.random.default_rng(0)
-    for n in range(200):
-        tok = rng.choice([END, SILENCE, 257, 258, 259], int(rng.integers(1, 15)))
-        prob = rng.random(len(tok))
-        captions = list(
-            stream.captions_of(zip(tok.tolist(), prob.tolist(), strict=True), tokenizer)
-        )
-        expected = [
-            (c.start, c.end, c.text, prob[c.start : c.end].min())
-            for c in read_stream(tok, tokenizer)
-        ]
-        assert captions == expected, (n, tok)
 
 
 @pytest.fixture
@@ -51,15 +36,13 @@ def follow(a_run, toy, monkeypatch, capsys):
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_a_followed_stream_gives_the_captions_of_the_episode(a_run, toy, tokenizer, follow, dtype):
     raw = Episodes(toy, "test").obs(0).numpy().astype(dtype)
-    tok, prob = Encoder.from_pretrained(a_run / "encoder").annotate(
-        torch.from_numpy(raw).float()[None]
-    )
-    expected = read_stream(tok[0], tokenizer)
+    encoder = Encoder.from_pretrained(a_run / "encoder")
+    stream = (x[0] for x in encoder.annotate(torch.from_numpy(raw).float()[None]))
+    expected = with_confidence(*stream, tokenizer)
     captions, timing = follow(raw.tobytes(), dtype)
-    assert [(c["start"], c["end"], c["text"]) for c in captions] == expected and expected
-    assert [c["sure"] for c in captions] == pytest.approx(
-        [prob[0, c.start : c.end].min().item() for c in expected], abs=1e-3
-    )
+    found = [(c["start"], c["end"], c["text"]) for c in captions]
+    assert found == [caption for caption, _ in expected] and found
+    assert [c["sure"] for c in captions] == pytest.approx([sure for _, sure in expected], abs=1e-3)
     assert "(p50)" in timing and "latest 40 steps" in timing
     in_seconds, _ = follow(raw.tobytes(), dtype, rate=4)
     assert [c["start"] * 4 for c in in_seconds] == [c["start"] for c in captions]
