@@ -273,7 +273,8 @@ def test_training_without_any_caption_is_refused_unless_meant(data, tmp_path):
 
 def test_the_batches_read_ahead_are_those_of_the_steps(data):
     tokenizer = Tokenizer.from_captions(TEXTS)
-    windows = Windows(Episodes(data, "train"), [0, 1], tokenizer, 16, 0)
+    episodes = Episodes(data, "train")
+    windows = Windows(episodes, train.text_of(episodes, [0, 1], None), tokenizer, 16, 0)
     batches = list(windows.batches(range(3, 7), range(2)))
     for step, batch in zip(range(3, 7), batches, strict=True):
         assert torch.equal(batch.obs, windows.batch(step, range(2)).obs)
