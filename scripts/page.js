@@ -5,6 +5,8 @@ const $ = id => document.getElementById(id)
 const MARK = { hit: "✓", missed: "○", false: "✗", unknown: "?" }
 const PX = 8                                                        // pixels per step of the tracks
 const ROW = 13                                                 // pixels per feature of the heat map
+const WIDEST = 312                               // pixels of a text in the tracks, then it is cut
+const SILENCE = 1                                   // the token that ends the answer to a step
 
 function make(tag, properties, ...children) {
   const element = Object.assign(document.createElement(tag), properties)
@@ -53,7 +55,7 @@ function showIndex() {
 
 // -------------------------------------------------------------------------------- the episode
 
-const N = data.tok ? data.tok.length : 0
+const N = data.prob ? data.prob.length : 0
 const K = N ? data.ahead[0].length : 0
 let step = -1
 let playing = null
@@ -66,17 +68,20 @@ function drawTrack(lane, captions, look) {           // what would overlap goes 
   lane.replaceChildren(...captions.map(caption => {
     const { start, end } = caption
     const { tag, label, ...properties } = look(caption)
-    const reach = Math.max((label.length + 1) * 7.4 + 16, (end - start) * PX)
+    const wide = Math.min((label.length + 1) * 7.4 + 16, WIDEST)
+    const reach = Math.max(wide, (end - start) * PX)
     let row = free.findIndex(x => x <= start * PX)
     if (row < 0) row = free.push(0) - 1
     free[row] = start * PX + reach
     const chip = make(tag, { ...properties, caption }, make("b", {}, label), make("i", {}))
+    chip.firstChild.style.maxWidth = WIDEST + "px"
     chip.lastChild.style.width = (end - start) * PX + "px"
     chip.style.left = start * PX + "px"
     chip.style.top = row * height + "px"
     return chip
   }))
-  lane.style.height = Math.max(free.length, 1) * height + "px"
+  const spare = lane === $("edits") ? 1 : 0               // to draw a caption where others stand
+  lane.style.height = Math.max(free.length + spare, 1) * height + "px"
 }
 
 function drawSide(side) {
@@ -84,7 +89,7 @@ function drawSide(side) {
     { start: row[side][0], end: row[side][1], text: row.text, kind: row.kind }))
   drawTrack($(side), captions, ({ start, text, kind }) => (
     { tag: "a", label: `${MARK[kind]} ${text}`, className: "chip " + kind, href: "#t=" + start,
-      tabIndex: -1 }))
+      title: text, tabIndex: -1 }))
 }
 
 function drawList() {
@@ -129,28 +134,36 @@ function drawFeatures() {
   $("features").hidden = false
 }
 
+function timesOf(tokens) {              // of what follows a step: each silence in it ends a step
+  let ahead = 1
+  return tokens.map(token => "+" + time(token === SILENCE ? ahead++ : ahead))
+}
+
 function drawAhead() {
+  const expected = data.ahead[step]
+  const after = data.first[step + 1]
+  const then = data.tok.slice(after, after + K)
+  const [expectedAt, thenAt] = [timesOf(expected), timesOf(then)]
   for (let j = 0; j < K; j++) {
-    const [, expected, chance, then, agrees] = $("ahead").rows[j].cells
-    const token = data.ahead[step][j]
+    const cells = $("ahead").rows[j].cells
     const p = data.chance[step][j] / 1000
-    const next = data.tok[step + j + 1]
-    expected.textContent = data.words[token]
-    chance.textContent = (p * 100).toFixed(0) + " %"
-    chance.style.backgroundSize = `calc((100% - 4.1em) * ${p}) .6em`
-    then.textContent = next === undefined ? "(the end)" : data.words[next]
-    agrees.textContent = next === token ? "✓" : ""
+    const texts = [expectedAt[j], data.words[expected[j]], (p * 100).toFixed(0) + " %",
+      thenAt[j] ?? "", data.words[then[j]] ?? "(the end)", then[j] === expected[j] ? "✓" : ""]
+    texts.forEach((text, k) => cells[k].textContent = text)
+    cells[2].style.backgroundSize = `calc((100% - 4.1em) * ${p}) .6em`
   }
 }
 
-function latest(side) {
-  let found = null
+function latest(side) {                                         // a line for each at the last step
+  let found = []
   for (const row of data.rows) {
-    const before = row[side] && row[side][0] <= step
-    if (before && (!found || row[side][0] >= found[side][0])) found = row
+    if (!row[side] || row[side][0] > step) continue
+    const later = found.length ? row[side][0] - found[0][side][0] : 0
+    if (later > 0) found = [row]
+    else if (later === 0) found.push(row)
   }
-  if (!found) return "nothing yet"
-  return `${MARK[found.kind]} ${found.text} (${found.kind}, ${moment(found[side][0])})`
+  const line = row => `${MARK[row.kind]} ${row.text} (${row.kind}, ${moment(row[side][0])})`
+  return found.map(line).join("\n") || "nothing yet"
 }
 
 function isNow(span) {
@@ -176,7 +189,8 @@ function seek(t, scroll = true) {
   $("where").textContent = `${moment(t)} / ${time(N - 1)}`
   put($("true-now"), latest("true"))
   put($("written-now"), latest("written"))
-  $("word").textContent = `${data.words[data.tok[t]]} (${(data.prob[t] / 10).toFixed(0)} %)`
+  $("said").textContent = `${data.said[t]} (≥\u00a0${(data.prob[t] / 10).toFixed(0)}\u00a0%)`
+  $("now").style.minHeight = $("now").offsetHeight + "px"      // or all below jumps as it plays
   $("head").style.transform = `translateX(${(t + .5) * PX}px)`
   if (scroll) $("tracks").scrollLeft = t * PX - $("tracks").clientWidth / 2
   markNow()
@@ -245,8 +259,8 @@ function drawCurve() {
 function beginAhead() {
   $("ahead-title").parentElement.hidden = !K                           // a run without a predictor
   $("top").classList.toggle("alone", !K)
-  for (let j = 1; j <= K; j++) {
-    const cells = ["+" + time(j), "", "", "", ""].map(x => make("td", {}, x))
+  for (let j = 0; j < K; j++) {
+    const cells = Array.from({ length: 6 }, () => make("td"))
     cells[2].className = "chance"
     $("ahead").append(make("tr", {}, ...cells))
   }

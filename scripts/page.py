@@ -16,10 +16,12 @@ import struct
 import sys
 import zlib
 from collections import Counter
+from itertools import groupby, pairwise
 from json import dumps
 from pathlib import Path
 
 import numpy as np
+import torch
 
 import sample
 from configurator import check_range, configure, run
@@ -39,6 +41,7 @@ device = "auto"  # 'auto' | 'cpu' | 'cuda' | 'mps'
 BUDGET = 10_000_000  # bytes of pictures in a page, at most
 FEATURES = 24  # rows of the heat map, at most
 TEXTS = 1000  # that complete as one types, at most
+NAMES = {END: "(end)", SILENCE: "(silence)"}
 FOLDER = Path(__file__).parent
 
 
@@ -113,13 +116,32 @@ def texts_of(source):
     return [text for text, _ in texts.most_common(TEXTS)]
 
 
-def doubts(tok, prob, ahead):
-    """Of 100 steps, how many the encoder would write otherwise, and the predictor, if there is
-    one, not expect."""
-    ids, probs = ahead
-    expected = (probs * (ids == tok.roll(-1)[:, None]))[:-1, :1]
+def by_step(stream):
+    """The first slot of each of N steps, and where the last ends, (N + 1,); and the probability of
+    each step's least sure token (N,)."""
+    _, step, prob = stream
+    N = int(step[-1]) + 1
+    first = torch.searchsorted(step, torch.arange(N + 1))
+    return first, torch.ones(N).scatter_reduce(0, step, prob.float(), "amin")
+
+
+def doubts(stream, ahead):
+    """Of 100 steps, how many the encoder would write otherwise, and how many begin otherwise than
+    the predictor, if there is one, expects."""
+    first, least = by_step(stream)
+    ids, probs = (x[:-1, :1] for x in ahead)  # nothing follows the last step
+    expected = probs * (ids == stream[0][first[1:-1], None])
     surprise = dict(surprise=100 * (1 - expected).mean().item()) if expected.numel() else {}
-    return dict(doubt=100 * (1 - prob.float()).mean().item()) | surprise
+    return dict(doubt=100 * (1 - least).mean().item()) | surprise
+
+
+def in_words(ids, tokenizer):
+    """Tokens as text; runs of them are decoded at once, since a letter may be several."""
+    parts = []
+    for name, same in groupby(ids, NAMES.get):
+        same = list(same)
+        parts += [name] * len(same) if name else [tokenizer.decode(same).strip()]
+    return " ".join(parts)
 
 
 def fill(path, content):
@@ -138,15 +160,16 @@ def thousandths(p):
     return (p.float() * 1000).round().int().tolist()
 
 
-def write(path, about, rows, tok, prob, ahead, tokenizer, pictures, **more):
+def write(path, about, rows, stream, ahead, tokenizer, pictures, **more):
     """The page of an episode: what sample.read returns, and more: `rate` in steps per second,
     `texts` that complete, `silences`, `features` to draw. Returns its size in bytes."""
-    ids, probs = ahead
-    used = {*tok.tolist(), *ids.flatten().tolist()} - {END, SILENCE}
-    words = {END: "(end)", SILENCE: "(silence)"}
-    words |= {i: tokenizer.decode([i]).strip() for i in used}
+    tok, (ids, probs) = stream[0].tolist(), ahead
+    first, least = by_step(stream)
+    used = {*tok, *ids.flatten().tolist()}
+    words = {i: in_words([i], tokenizer) for i in used}
+    said = [in_words(tok[a:b], tokenizer) for a, b in pairwise(first.tolist())]
     content = dict(about=about, rows=rows, words=words) | more
-    content |= dict(tok=tok.tolist(), prob=thousandths(prob))
+    content |= dict(tok=tok, first=first.tolist(), said=said, prob=thousandths(least))
     content |= dict(ahead=ids.tolist(), chance=thousandths(probs))
     content["pictures"] = None if pictures is None else strips(np.asarray(pictures))
     return fill(path, content)
@@ -196,19 +219,20 @@ def main():
     rate, pages = source.meta["steps_per_second"], []
     for i in chosen(source):
         name, annotated = source.records[i]["id"], source.records[i]["annotated"]
+        steps = source.steps(i)
         path = page_of(html, i) if episodes else html
-        rows, tok, prob, ahead = sample.read(encoder, predictor, source, i, tokenizer, min_prob)
+        rows, stream, ahead = sample.read(encoder, predictor, source, i, tokenizer, min_prob)
         about = dict(id=name, split=split, source=str(source.folder), run=str(folder))
         pictures = source.pictures(i)
-        spans = silences(source.captions(i), annotated, len(tok))
+        spans = silences(source.captions(i), annotated, steps)
         more = dict(rate=rate, texts=texts, silences=spans)
         if pictures is None:
             more["features"] = heat_map(encoder.projector, source.obs(i), names)
-        size = write(path, about, rows, tok, prob, ahead, tokenizer, pictures, **more)
+        size = write(path, about, rows, stream, ahead, tokenizer, pictures, **more)
         print(f"{path}  {size / 1e6:.1f} MB")
         kinds = Counter(row["kind"] for row in rows)
-        scores = doubts(tok, prob, ahead) | kinds
-        pages.append(dict(id=name, link=path, steps=len(tok), **scores))
+        scores = doubts(stream, ahead) | kinds
+        pages.append(dict(id=name, link=path, steps=steps, **scores))
     if episodes:
         write_index(html, f"{source.folder}, {split}; {folder}", rate, pages)
         print(html)

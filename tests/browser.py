@@ -14,7 +14,7 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
-from data import Caption, Tokenizer, write_stream
+from data import SILENCE, Caption, Tokenizer, write_stream
 from scripts import page
 
 CHROMIUM = (
@@ -129,39 +129,37 @@ def started():
         browser.close()
 
 
-def episode(path, steps=60, pictures=True, K=4, **more):
-    """Writes a page with every kind of caption, and returns what went into it."""
+def episode(path, steps=60, pictures=True, K=6, also=(), **more):
+    """Writes a page with every kind of caption, two at one step; returns what went into it."""
     rng, tokenizer = np.random.default_rng(0), Tokenizer.from_captions(TEXTS)
     rows = [
-        dict(kind="hit", text="open door", true=[5, 9], written=[6, 9], sure=0.9, expected=""),
+        dict(kind="hit", text="open door", true=[5, 9], written=[6, 7], sure=0.9, expected=""),
         dict(kind="missed", text=TEXTS[2], true=[20, 30], written=None, sure=None, expected=""),
-        dict(kind="false", text="walk", true=None, written=[40, 42], sure=0.51, expected=""),
-        dict(kind="unknown", text="walk", true=None, written=[50, 52], sure=0.7, expected=""),
+        dict(kind="false", text="open door", true=None, written=[40, 41], sure=0.6, expected=""),
+        dict(kind="false", text="walk", true=None, written=[40, 41], sure=0.51, expected=""),
+        dict(kind="unknown", text="walk", true=None, written=[50, 51], sure=0.7, expected=""),
     ]
     for a in range(60, steps - 8, 6):
-        rows.append(dict(kind="hit", text="walk", true=[a, a + 1], written=[a, a + 2], sure=0.8))
-    tok = torch.from_numpy(
-        write_stream(
-            [Caption(*r["written"], r["text"]) for r in rows if r["written"]], steps, tokenizer
-        )
-    )
-    ahead = (
-        torch.from_numpy(rng.integers(0, tokenizer.vocab_size, (steps, K))),
-        torch.from_numpy(rng.random((steps, K))),
-    )
+        rows.append(dict(kind="hit", text="walk", true=[a, a + 1], written=[a, a + 1], sure=0.8))
+    rows = sorted([*rows, *also], key=lambda row: (row["written"] or row["true"])[0])
+    written = [Caption(*r["written"], r["text"]) for r in rows if r["written"]]
+    tok, step = map(torch.from_numpy, write_stream(written, steps, tokenizer))
+    stream = tok, step, torch.from_numpy(rng.random(len(tok)))
+    ids = rng.integers(0, tokenizer.vocab_size, (steps, K))
+    ids[rng.random((steps, K)) < 0.5] = SILENCE
+    ahead = torch.from_numpy(ids), torch.from_numpy(rng.random((steps, K)))
     frames = rng.integers(0, 256, (steps, 64, 64, 3), dtype=np.uint8) if pictures else None
     size = page.write(
         path,
         ABOUT,
         rows,
-        tok,
-        torch.from_numpy(rng.random(steps)),
+        stream,
         ahead,
         tokenizer,
         frames,
         **dict(rate=RATE, texts=TEXTS, silences=[]) | more,
     )
-    return rows, tok, ahead, tokenizer, frames, size
+    return rows, stream, ahead, tokenizer, frames, size
 
 
 @contextmanager

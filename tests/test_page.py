@@ -5,7 +5,7 @@ import base64
 import numpy as np
 import pytest
 import torch
-from browser import wait, where
+from browser import TEXTS, wait, where
 
 from data import END, SILENCE, Caption, Episode, Episodes, write_shard
 from encoder import Projector
@@ -52,30 +52,92 @@ def test_every_caption_stands_in_its_track_and_in_the_list_with_its_mark(shown):
         browser.js("document.querySelector('h1 + #about').previousElementSibling.textContent")
         == "Episode <b>one</b>"
     )
-    assert "1 of 2 captions hit, 1 false" in browser.js(
+    assert "1 of 2 captions hit, 2 false" in browser.js(
         "document.getElementById('score').textContent"
     )
 
 
 def test_a_step_shows_what_was_expected_and_what_was_then_said(shown):
-    browser, (_, tok, (ids, probs), tokenizer, *_) = shown("#t=38")
+    browser, (_, (tok, step, _), (ids, probs), tokenizer, *_) = shown("#t=38")
+    place = "document.getElementById('where').textContent"
+    assert where(browser) == 38 and browser.js(place) == "7.6\u00a0s / 11.8"
 
     def name(i):
         return {END: "(end)", SILENCE: "(silence)"}.get(i) or tokenizer.decode([i]).strip()
 
-    next_tokens = tok[39:43].tolist()
-    rows = cells(browser, "ahead")
-    assert [r[0] for r in rows] == ["+0.2", "+0.4", "+0.6", "+0.8"]
-    assert [r[1] for r in rows] == [name(i) for i in ids[38].tolist()] and [r[3] for r in rows] == [
-        name(i) for i in next_tokens
-    ]
-    assert [int(r[2].split()[0]) for r in rows] == pytest.approx(
-        (probs[38] * 100).tolist(), abs=0.6
-    )
-    assert (
-        where(browser) == 38
-        and browser.js("document.getElementById('where').textContent") == "7.6\u00a0s / 11.8"
-    )
+    agreed = 0
+    for t in (0, 5, 38, 39, 40, 58, 59):
+        browser.js(f"seek({t})")
+        rows = cells(browser, "ahead")
+        expected, silent = ids[t].tolist(), (ids[t] == SILENCE).cumsum(0).tolist()
+        assert [r[0] for r in rows] == [f"+{n / 5:.1f}" for n in [1, *(1 + n for n in silent)][:-1]]
+        assert [r[1] for r in rows] == [name(i) for i in expected]
+        assert [int(r[2].split()[0]) for r in rows] == pytest.approx(
+            (probs[t] * 100).tolist(), abs=0.6
+        )
+        slots = [slot for slot in range(len(tok)) if step[slot] > t][: len(rows)]
+        came = [[f"+{(step[slot] - t) / 5:.1f}", name(tok[slot].item())] for slot in slots]
+        came += [["", "(the end)"]] * (len(rows) - len(slots))
+        assert [r[3:5] for r in rows] == came
+        agrees = ["✓" if r[1] == r[4] else "" for r in rows]
+        assert [r[5] for r in rows] == agrees
+        agreed += agrees.count("✓")
+    assert agreed
+
+
+SAID = "document.getElementById('said').textContent.split(' (≥')"
+
+
+def test_a_step_shows_all_that_is_said_there_and_its_least_sure_token(shown):
+    browser, (_, (_, step, prob), *_) = shown("#t=40", pictures=False)
+    least = [prob[step == t].min().item() for t in range(60)]
+    assert (step == 40).sum() == 6
+    told = {
+        40: "open door (end) walk (end) (silence)",
+        6: "open door (end) (silence)",
+        41: "(silence)",
+    }
+    for t, words in told.items():
+        browser.js(f"seek({t})")
+        assert browser.js(SAID) == [words, f"\u00a0{least[t] * 100:.0f}\u00a0%)"]
+    curve = browser.js("document.querySelector('#curve polyline').getAttribute('points')")
+    points = np.array([point.split(",") for point in curve.split()], float)
+    assert points[:, 0].tolist() == [t * 8 + 4 for t in range(60)]
+    assert (63 - points[:, 1]) / 62 == pytest.approx(least, abs=1e-3)
+    browser, _ = shown("#t=20", pictures=False, also=[written(20, TEXTS[2])])
+    assert browser.js(SAID)[0] == f"{TEXTS[2]} (end) (silence)"  # letters of several tokens
+
+
+def written(start, text):
+    """The row of a caption that is written where nobody annotated."""
+    return dict(kind="unknown", text=text, true=None, written=[start, start + 1], sure=0.5)
+
+
+def test_captions_of_one_step_are_all_seen_and_a_long_one_is_cut(shown):
+    text = "You see here a blessed rustproof +2 grey dragon scale mail named Ünïcode (worn)."
+    also = [written(30, text), written(30, "walk"), written(30, text.upper()), written(52, "walk")]
+    browser, _ = shown("#t=30", pictures=False, also=also)
+    browser.js("document.getElementById('written').scrollIntoView({block: 'center'})")
+    boxes = browser.js("""[...document.querySelectorAll('#written .chip')].map(chip => {
+        const { left, right, top, bottom } = chip.firstChild.getBoundingClientRect()
+        return [chip.title, chip.caption.start, left, right, top, bottom] })""")
+    three = [box for box in boxes if box[1] == 30]
+    assert [box[0] for box in three] == [text, "walk", text.upper()]
+    wide = [right - left for _, _, left, right, *_ in three]
+    assert wide == [312, pytest.approx(50, abs=20), 312]
+    for i, (title, _, left, right, top, bottom) in enumerate(boxes):
+        for *_, other_left, other_right, other_top, other_bottom in boxes[:i]:
+            beside = right <= other_left or other_right <= left
+            assert beside or bottom <= other_top or other_bottom <= top
+        if title in (text, text.upper()):  # a click finds it
+            found = f"document.elementFromPoint({left + 9}, {top + 9}).closest('.chip').title"
+            assert browser.js(found) == title
+    now = browser.js("document.getElementById('written-now').textContent").split("\n")
+    assert now == [f"? {x} (unknown, 6.0\u00a0s)" for x in (text, "walk", text.upper())]
+    assert [row[1] for row in cells(browser, "list")].count(text) == 1
+    browser("Emulation.setDeviceMetricsOverride", **PHONE)
+    assert browser.js("document.documentElement.scrollWidth") == 390
+    browser("Emulation.clearDeviceMetricsOverride")
 
 
 def test_the_picture_is_that_of_the_step(shown):
@@ -118,11 +180,11 @@ def test_keys_the_bar_and_links_move_it(shown):
     wait(browser, "+document.getElementById('at').value === 40")
     assert (
         browser.js("document.querySelector('#list tr[aria-current]').cells[1].textContent")
-        == "walk"
+        == "open door"
     )
     assert (
         browser.js("document.getElementById('written-now').textContent")
-        == "✗ walk (false, 8.0\u00a0s)"
+        == "✗ open door (false, 8.0\u00a0s)\n✗ walk (false, 8.0\u00a0s)"
     )
     browser.js("location.hash = '#t=99999'")
     wait(browser, "+document.getElementById('at').value === 59")
@@ -256,13 +318,16 @@ def test_silences_are_where_somebody_annotated_and_no_caption_stands():
 
 
 def test_doubt_and_surprise_are_steps_of_a_hundred():
-    tok = torch.tensor([1, 5, 1, 1])
+    tok, step = torch.tensor([1, 5, 6, 0, 7, 0, 1, 1, 1]), torch.tensor([0, 1, 1, 1, 1, 1, 1, 2, 3])
     ahead = torch.tensor([[5, 1], [1, 1], [7, 1], [1, 1]]), torch.tensor([[0.5, 1.0]] * 4)
-    told = page.doubts(tok, torch.tensor([1.0, 0.5, 1, 0.5]), ahead)
+    prob = torch.tensor([1.0, 0.9, 0.5, 1, 0.7, 1, 1, 1, 0.5])
+    told = page.doubts((tok, step, prob), ahead)
     assert told["doubt"] == pytest.approx(25)
     assert told["surprise"] == pytest.approx(100 * (0.5 + 0.5 + 1) / 3)
     nothing = torch.zeros(4, 0, dtype=torch.int64)
-    assert page.doubts(tok, torch.ones(4), (nothing, nothing)) == dict(doubt=0)
+    assert page.doubts((tok, step, torch.ones(9)), (nothing, nothing)) == dict(doubt=0)
+    alone = [x[:1] for x in (tok, step, prob)], [x[:1] for x in ahead]
+    assert page.doubts(*alone) == dict(doubt=0)  # nothing comes after it
 
 
 def test_texts_come_from_all_splits_the_most_frequent_first(tmp_path):

@@ -63,7 +63,7 @@ def drag(browser, chip, part, first, last):
 START = [
     (5, 9, "open door", "person"),
     (20, 30, TEXTS[2], "person"),
-    (50, 52, "walk", "encoder"),
+    (50, 51, "walk", "encoder"),
 ]
 
 
@@ -86,12 +86,12 @@ def test_captions_are_corrected_by_keyboard(edited):
     press(browser, ["n"])
     assert where(browser) == 50
     press(browser, ["t", *"ing", "Enter"])
-    assert captions(browser)[3] == (50, 52, "walking", "person")
+    assert captions(browser)[3] == (50, 51, "walking", "person")
     press(browser, ["p", "p", "Delete"])
     assert captions(browser) == [
         START[0],
         (43, 46, "jump far", "person"),
-        (50, 52, "walking", "person"),
+        (50, 51, "walking", "person"),
     ]
     press(browser, ["Escape", "x"])
     assert captions(browser)[1] == (20, 21, "nothing", "person")
@@ -167,9 +167,29 @@ def test_what_was_done_is_told(edited, save):
     kept = "4 captions; not saved yet, kept in this browser"
     assert work(browser) == "jump from 8.0 s to 8.2 s, by person; " + kept
     press(browser, ["n"])
-    assert work(browser) == "walk from 10.0 s to 10.4 s, by encoder; " + kept
+    assert work(browser) == "walk from 10.0 s to 10.2 s, by encoder; " + kept
     save()
-    assert work(browser) == "walk from 10.0 s to 10.4 s, by encoder; 4 captions; saved"
+    assert work(browser) == "walk from 10.0 s to 10.2 s, by encoder; 4 captions; saved"
+
+
+def test_a_caption_is_added_where_another_stands(edited, save):
+    """By mouse and by keyboard, and each of the three is edited by itself."""
+    browser, _ = edited()
+    drag(browser, None, "", 5, 6)
+    press(browser, [*"walk", "Enter"])
+    press(browser, ["Escape", "a", *"jump", "Enter"])
+    jump, walk = (5, 6, "jump", "person"), (5, 7, "walk", "person")
+    assert captions(browser) == [jump, walk, *START]
+    drag(browser, 1, "i", 6, 7)
+    walk = (5, 8, "walk", "person")
+    assert captions(browser) == [jump, walk, *START]
+    press(browser, ["p", "t", *"ing", "Enter"])
+    jump = (5, 6, "jumping", "person")
+    assert captions(browser) == [jump, walk, *START]
+    press(browser, ["n", "n", "Delete"])
+    assert captions(browser) == [jump, walk, *START[1:]]
+    lines = [json.loads(line) for line in save().read_text().splitlines()]
+    assert [line["text"] for line in lines if line["start"] == 1] == ["jumping", "walk"]
 
 
 def run(path, *arguments):
