@@ -376,9 +376,6 @@ class Batch(NamedTuple):
     def to(self, device):
         return Batch(*(x.to(device, non_blocking=True) for x in self))
 
-    def rows(self, rows):
-        return Batch(*(x[rows] for x in self))
-
     def pin(self):
         """In memory from which a GPU copies while it computes."""
         return Batch(*(x.pin_memory() for x in self)) if torch.cuda.is_available() else self
@@ -388,14 +385,14 @@ class Windows:
     """Windows of T steps. Window n of step s is a pure function of (seed, s, n).
 
     The first half of one that starts within an episode has no targets: its past is cut off, and
-    annotate() is only primed with it. Its slots are padded to the most that a batch has.
+    annotate() is only primed with it.
     """
 
-    def __init__(self, episodes, text, tokenizer, T, seed):
+    def __init__(self, episodes, text, tokenizer, T, seed, micro_batch):
         """text: {episode: its captions, which of its steps are annotated, known (N,) bool, and
-        which have a text at all, told (N,) bool}."""
+        which have a text at all, told (N,) bool}. micro_batch: windows in a Batch."""
         self.episodes, self.text, self.tokenizer = episodes, text, tokenizer
-        self.T, self.seed = T, seed
+        self.T, self.seed, self.micro_batch = T, seed, micro_batch
         self.pool, self.streams = sorted(text), {}
 
     def stream(self, i):
@@ -421,16 +418,23 @@ class Windows:
         return obs, noise, tok, step, known & taught, told & taught
 
     def batch(self, step, windows):
-        """The given windows of a step, e.g. range(batch_size)."""
-        obs, noise, *slots = zip(*(self.window(step, n) for n in windows), strict=True)
+        """The given windows of a step, e.g. range(batch_size), as a list of Batches: those with
+        as many slots together, so that little is padded."""
+        rows = sorted((self.window(step, n) for n in windows), key=lambda row: len(row[2]))
+        firsts = range(0, len(rows), self.micro_batch)
+        return [self.padded(rows[first : first + self.micro_batch]) for first in firsts]
+
+    def padded(self, rows):
+        """Windows, the longest last -> a Batch."""
+        obs, noise, *slots = zip(*rows, strict=True)
         # few different lengths: on a GPU each takes a compilation of its own
         room = max(self.T // 4, 1)
-        L = -(-max(map(len, slots[0])) // room) * room
+        L = -(-len(slots[0][-1]) // room) * room
 
-        def padded(rows, value):
+        def stacked(rows, value):
             return torch.stack([F.pad(row, (0, L - len(row)), value=value) for row in rows])
 
-        tok, step, known, told = map(padded, slots, (SILENCE, self.T - 1, False, False))
+        tok, step, known, told = map(stacked, slots, (SILENCE, self.T - 1, False, False))
         obs, noise = torch.stack(obs), torch.stack(noise)
         return Batch(obs, tok, step, known, told & ~known, told, noise).pin()
 

@@ -46,7 +46,7 @@ out_dir = "out/crafter"  # checkpoints and log.jsonl
 n_annotated = 64  # training episodes that keep their captions; more than there are: all
 T = 16  # steps per window
 batch_size = 64  # windows per step, over all processes
-micro_batch = 64  # windows per forward pass of one process
+micro_batch = 16  # windows per forward pass of one process, those of like length together
 feature_power = -1.0  # weight of a feature: (1 - lag-1 autocorrelation) ** this; -1: 0 or 4
 # model
 init_from = "scratch"  # 'scratch' | 'EleutherAI/pythia-160m' | a directory
@@ -397,38 +397,39 @@ def main():
         model.encoder.projector.load_state_dict(reader.projector.state_dict())
     model = distributed.place(model, where, shard)
     optimizer = configure_optimizer(model)
-    windows = Windows(train, text_of(train, annotated, reader), tokenizer, T, seed)
+    text = text_of(train, annotated, reader)
+    windows = Windows(train, text, tokenizer, T, seed, micro_batch)
     mine = distributed.share(batch_size)
 
     # a run that was saved goes on where it stopped
-    parts = dict(encoder=model.encoder, predictor=model.predictor)
+    models = dict(encoder=model.encoder, predictor=model.predictor)
     state = dict(step=0, best_f1=-1.0, best_step=0, identity=train.identity())
     if resume and not folder:
         print0(f"{out_dir}: no checkpoint, so from the start")
     if folder:
-        state = checkpoint.load(folder, parts, optimizer, config)
+        state = checkpoint.load(folder, models, optimizer, config)
     log = checkpoint.open_log(out_dir, state["step"], config, wandb)
     ddp = distributed.wrap(model)
-    one = windows.batch(0, mine[:1]).to(where), Losses(*torch.ones(3, device=where))
+    one = windows.batch(0, mine[:1])[0].to(where), Losses(*torch.ones(3, device=where))
     distributed.settle(lambda: ddp(*one)[0])
     caught, bad = distributed.catch_signals(), 0
 
     steps, began = range(state["step"], max_iters), time.monotonic()
     batches = tqdm(windows.batches(steps, mine), "training", len(steps), disable=None)
-    for step, batch in zip(steps, batches, strict=True):
-        batch = batch.to(where)
+    for step, parts in zip(steps, batches, strict=True):
+        parts = [part.to(where) for part in parts]
         if not annotated:
             with autocast, distributed.gathered(model.encoder):
-                batch = own_text(model.encoder, batch)
-        counts = torch.stack([x.sum() for x in model.targets(batch)])
+                parts = [own_text(model.encoder, part) for part in parts]
+        counts = sum(torch.stack([x.sum() for x in model.targets(part)]) for part in parts)
         counts = Losses(*all_reduce(counts).clamp(min=1))
 
         # forward and backward; micro-batches only save memory
         losses = torch.zeros(3, device=where)
-        for rows in torch.arange(len(batch.tok)).split(micro_batch):
-            with distributed.no_sync(ddp, last=rows[-1] == len(batch.tok) - 1):
+        for part in parts:
+            with distributed.no_sync(ddp, last=part is parts[-1]):
                 with autocast:
-                    loss, each = ddp(batch.rows(rows), counts)
+                    loss, each = ddp(part, counts)
                 (loss * distributed.WORLD).backward()  # DDP averages the gradients
             losses += each
 
@@ -462,7 +463,7 @@ def main():
             if line["f1"] >= state["best_f1"]:
                 state |= dict(best_f1=line["f1"], best_step=step + 1)
         if (due or stopping) and not bad and taking_part:
-            checkpoint.save(out_dir, parts, tokenizer, optimizer, config, state)
+            checkpoint.save(out_dir, models, tokenizer, optimizer, config, state)
         if stopping:
             break
     distributed.leave()

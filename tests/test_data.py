@@ -214,9 +214,9 @@ def windows(toy, tokenizer):
     episodes = Episodes(toy, "train")
     annotated = choose_annotated(episodes, 4, 0)
 
-    def make(T=16, seed=0, reader=None, annotated=annotated):
+    def make(T=16, seed=0, reader=None, annotated=annotated, micro_batch=999):
         text = text_of(episodes, annotated, reader)
-        return Windows(episodes, text, tokenizer, T, seed)
+        return Windows(episodes, text, tokenizer, T, seed, micro_batch)
 
     return make
 
@@ -230,21 +230,28 @@ class OneCaption:
 
 
 def test_a_window_depends_on_seed_step_and_number_alone(windows):
-    eight, one = windows().batch(7, range(8)), windows().batch(7, [5])
-    for name, a, b in zip(Batch._fields, eight.rows(slice(5, 6)), one, strict=True):
-        if name != "obs" and name != "noise":  # slots are padded to the longest of the batch
-            a, beyond = a[:, : b.shape[1]], a[:, b.shape[1] :]
+    eight, one = windows(micro_batch=3).batch(7, range(8)), windows().batch(7, [5])[0]
+    assert [len(batch.tok) for batch in eight] == [3, 3, 2]
+    lengths = [batch.tok.shape[1] for batch in eight]
+    assert lengths == sorted(lengths)
+    alike = [(b, row) for b in eight for row in range(len(b.obs)) if b.obs[row].equal(one.obs[0])]
+    [(batch, row)] = alike
+    for name, a, b in zip(Batch._fields, batch, one, strict=True):
+        a, b = a[row], b[0]
+        if name not in ("obs", "noise"):  # slots are padded to the longest of the batch
             padding = dict(tok=SILENCE, step=15).get(name, False)
-            assert (beyond == padding).all()
+            assert (a[len(b) :] == padding).all()
+            a = a[: len(b)]
         assert torch.equal(a, b)
-    assert not torch.equal(eight.obs, windows(seed=1).batch(7, range(8)).obs)
+    other = windows(seed=1).batch(7, range(8))[0]
+    assert not any(other.obs[n].equal(one.obs[0]) for n in range(8))
 
 
 def test_where_nobody_reads_the_rest_windows_are_of_annotated_steps_alone(windows):
     loader = windows()
     loader.episodes.records[loader.pool[0]]["annotated"] = [[0, 20]]
     loader = windows()
-    batch = loader.batch(0, range(50))
+    [batch] = loader.batch(0, range(50))
     assert not batch.pseudo.any() and batch.told.equal(batch.known)
     assert batch.known.any(1).sum() > 25 and not batch.known[batch.step >= 8].all()
     firsts = {tuple(obs) for i in loader.pool for obs in loader.episodes.obs(i).tolist()}
@@ -252,7 +259,7 @@ def test_where_nobody_reads_the_rest_windows_are_of_annotated_steps_alone(window
 
 
 def test_where_nothing_is_annotated_windows_are_of_all_and_show_no_caption(windows):
-    batch = windows(annotated=[]).batch(0, range(50))
+    [batch] = windows(annotated=[]).batch(0, range(50))
     assert batch.told[:, 8:].all() and not batch.known.any()
     assert (batch.tok == SILENCE).all() and batch.step.equal(torch.arange(16).expand(50, 16))
 
@@ -260,7 +267,7 @@ def test_where_nothing_is_annotated_windows_are_of_all_and_show_no_caption(windo
 def test_a_window_has_the_slots_of_its_steps(windows):
     loader = windows()
     for n in range(20):
-        batch = loader.batch(n, [0])
+        [batch] = loader.batch(n, [0])
         found = []
         for i in loader.pool:
             tok, step, *_ = loader.stream(i)
@@ -277,7 +284,7 @@ def test_a_window_has_the_slots_of_its_steps(windows):
 
 
 def test_an_episode_shorter_than_the_window_is_padded(windows):
-    batch = windows(T=64).batch(0, range(4))
+    [batch] = windows(T=64).batch(0, range(4))
     assert batch.known[batch.step < 40].all()
     assert not batch.told[batch.step >= 40].any()
     assert not batch.obs[:, 40:].any()
@@ -295,14 +302,14 @@ def test_a_reader_fills_what_nobody_annotated(windows, tokenizer):
         captions = captions or [Caption(2, 3, "walk")]
         assert read_stream(tok, step, tokenizer) == [(t, t + 1, text) for t, _, text in captions]
         assert known.equal(step >= first) and told.all()
-    batch = loader.batch(0, range(8))
+    [batch] = loader.batch(0, range(8))
     assert batch.told.equal(batch.known ^ batch.pseudo) and batch.pseudo.any()
 
 
 def test_half_a_window_without_its_past_is_no_target(windows):
     loader = windows()
     starts = {tuple(loader.episodes.obs(i)[0].tolist()) for i in loader.pool}
-    batch = loader.batch(0, range(200))
+    [batch] = loader.batch(0, range(200))
     at_start = torch.tensor([tuple(obs.tolist()) in starts for obs in batch.obs[:, 0]])
     assert 0 < at_start.sum() < 200
     assert batch.known[at_start][:, :16].all()

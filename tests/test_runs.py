@@ -274,10 +274,10 @@ def test_training_without_any_caption_is_refused_unless_meant(data, tmp_path):
 def test_the_batches_read_ahead_are_those_of_the_steps(data):
     tokenizer = Tokenizer.from_captions(TEXTS)
     episodes = Episodes(data, "train")
-    windows = Windows(episodes, train.text_of(episodes, [0, 1], None), tokenizer, 16, 0)
+    windows = Windows(episodes, train.text_of(episodes, [0, 1], None), tokenizer, 16, 0, 2)
     batches = list(windows.batches(range(3, 7), range(2)))
-    for step, batch in zip(range(3, 7), batches, strict=True):
-        assert torch.equal(batch.obs, windows.batch(step, range(2)).obs)
+    for step, [batch] in zip(range(3, 7), batches, strict=True):
+        assert torch.equal(batch.obs, windows.batch(step, range(2))[0].obs)
     assert list(windows.batches(range(5, 5), range(2))) == []
 
 
