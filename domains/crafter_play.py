@@ -2,10 +2,12 @@
 Episodes of Crafter, a small Minecraft-like world (Hafner 2021, arXiv 2109.06780).
 
     python -m domains.crafter_play --out=data/crafter --episodes=600
+    python -m domains.crafter_play --out=data/crafter-details --details=counts
 
 A player with changing goals walks, gathers, crafts, eats, drinks, sleeps and fights. Captions come
-from the game's own achievement counters ("collect wood"). An observation is the local 9x7 view
-one-hot (materials, objects), facing, sleeping, the inventory, and its change since the last step.
+from the game's own achievement counters ("collect wood"), with details where the player faces and
+what it has. An observation is the local 9x7 view one-hot (materials, objects), facing, sleeping,
+the inventory, and its change since the last step.
 
 Every episode has a world of its own, made from a seed of its own: the same seed gives the same
 bytes on any number of processes, and train, val and test never share a world. A shard that is
@@ -22,6 +24,7 @@ from tqdm import tqdm
 
 from configurator import check_range, configure, run
 from data import Caption, Episode, write_shard
+from domains.crafter_details import DETAILS, situation, tell
 from domains.crafter_player import MOVES, Player, World, constants, objects
 from runtime.shards import shard_path, write_meta
 
@@ -29,6 +32,7 @@ out = "data/crafter"  # folder to write
 episodes = 600  # of them a twelfth for val, and a twelfth for test
 steps = 200  # of an episode
 area = 36  # side of the world, in cells
+details = ""  # or where: "collect wood north"; or counts: "collect wood north, 3 now"
 first_seed = 0  # seed of the first world
 processes = 0  # 0: all cores
 
@@ -84,29 +88,34 @@ def events_to_captions(events):
     return captions
 
 
-def play(seed, steps, area, pictures=False, begin=0, taste=2.0):
+def play(seed, steps, area, pictures=False, begin=0, taste=2.0, details=""):
     """An episode of a world from `seed`: at most `steps` steps, fewer if the player dies.
 
-    It begins after `begin` + up to HEAD_START steps.
+    It begins after `begin` + up to HEAD_START steps. A caption tells details of its first step.
     """
     env = World(area=(area, area), seed=seed, length=0)
     env.reset()
     rng = np.random.default_rng(seed)
     player = Player(env, rng, taste)
     play_unseen(env, player, begin + rng.integers(HEAD_START))
-    obs, frames, events = [], [], []
+    obs, frames, events, situations = [], [], [], []
     for step in range(steps):
         inventory, counts = dict(env._player.inventory), dict(env._player.achievements)
         dead = env.act(player.act())
         obs.append(observe(env, inventory))
+        situations.append(situation(env._player))
         if pictures:
             frames.append(env.render())
         now = env._player.achievements
         events += [(step, name) for name, count in now.items() if count > counts[name]]
         if dead:
             break
+    captions = [
+        Caption(start, end, tell(text, situations[start], details))
+        for start, end, text in events_to_captions(events)
+    ]
     frames = np.stack(frames) if pictures else None
-    return Episode(f"world-{seed}", np.stack(obs), events_to_captions(events), "all", frames)
+    return Episode(f"world-{seed}", np.stack(obs), captions, "all", frames)
 
 
 def play_unseen(env, player, steps):
@@ -140,6 +149,7 @@ def make(
     processes=0,
     begin=0,
     taste=2.0,
+    details="",
 ):
     """Makes what is missing of a data set. Worlds are first_seed .. in the order train, val, test.
 
@@ -147,6 +157,7 @@ def make(
     """
     counts = dict(train=train, val=val, test=test)
     options = dict(steps=steps, area=area, begin=begin, taste=taste)
+    options |= dict(details=details) if details else {}  # a plan made without is still the same
     write_plan(Path(out), counts | options | dict(first_seed=first_seed))
     jobs, seed = [], first_seed
     for split, count in counts.items():
@@ -192,9 +203,11 @@ def main():
     check_range(globals(), 1, "steps")
     check_range(globals(), 9, "area", most=1000)
     check_range(globals(), 0, "processes", most=1000)
+    if details not in DETAILS:
+        raise ValueError(f"--details={details}: where, counts, or nothing")
     held_out = episodes // 12
     train = episodes - 2 * held_out
-    make(out, train, held_out, held_out, steps, area, first_seed, processes)
+    make(out, train, held_out, held_out, steps, area, first_seed, processes, details=details)
 
 
 if __name__ == "__main__":

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 
 pytest.importorskip("crafter", reason="pip install -r requirements.txt")
+from conftest import program  # noqa: E402
+
 from data import Caption, Episodes  # noqa: E402
-from domains import crafter_play  # noqa: E402
+from domains import crafter_details, crafter_play  # noqa: E402
 
 SMALL = dict(train=2, val=1, test=1, steps=40, area=20)
 
@@ -123,3 +125,56 @@ def test_pictures_do_not_change_the_game():
 def test_meta_names_source_and_licence(made):
     meta = json.loads((made / "meta.json").read_text())
     assert meta["obs_dim"] == 1234 and "crafter" in meta["source"] and "MIT" in meta["licence"]
+
+
+SIDES_OF_FACING = ["west", "east", "north", "south"]
+
+
+def test_details_are_told_of_the_same_episode_as_it_stands_at_the_captions_start():
+    """Read off the observation at the start, in which facing and inventory are stored."""
+    plain, where, counts = (
+        crafter_play.play(2, 150, 24, details=details) for details in ("", "where", "counts")
+    )
+    assert np.array_equal(plain.obs, where.obs) and np.array_equal(plain.obs, counts.obs)
+    assert len(plain.captions) > 5 and any(c.end > c.start + 1 for c in plain.captions)
+    for plain_one, where_one, counts_one in zip(
+        plain.captions, where.captions, counts.captions, strict=True
+    ):
+        assert plain_one[:2] == where_one[:2] == counts_one[:2]
+        step, text = plain.obs[plain_one.start], plain_one.text
+        have = dict(zip(crafter_play.ITEMS, step[-32:-16].tolist(), strict=True))
+        side = SIDES_OF_FACING[step[-37:-33].argmax()]
+        told = text if text.startswith(("make", "wake")) else f"{text} {side}"
+        assert where_one.text == told
+        assert counts_one.text.startswith(told)
+        if text.startswith("collect"):
+            assert counts_one.text == f"{told}, {have[text.split()[1]]} now"
+
+
+def test_what_each_event_is_counted_by():
+    have = dict(wood=3, stone=2, sapling=1, food=6, drink=5, health=8, energy=7)
+    told = {
+        "collect drink": "collect drink north, 5 now",
+        "place table": "place table north, 3 wood left",
+        "place stone": "place stone north, 2 stone left",
+        "place furnace": "place furnace north, 2 stone left",
+        "place plant": "place plant north",
+        "make wood pickaxe": "make wood pickaxe, 3 wood left",
+        "eat cow": "eat cow north, food 6",
+        "defeat zombie": "defeat zombie north, health 8",
+        "wake up": "wake up, energy 7",
+    }
+    for text, counted in told.items():
+        assert crafter_details.tell(text, ("north", have), "counts") == counted
+
+
+def test_a_data_set_with_details_is_another_and_one_without_is_as_ever(made):
+    assert "details" not in json.loads((made / "plan.json").read_text())
+    folder = made.parent / "details"
+    with mock.patch.dict(SMALL, details="where"):
+        make(folder)
+        with pytest.raises(ValueError, match="was made with"):
+            make(made)
+    assert json.loads((folder / "plan.json").read_text())["details"] == "where"
+    code, _, error = program("domains/crafter_play.py", "--details=all", f"--out={folder}")
+    assert code == 2 and "--details=all" in error
