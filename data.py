@@ -118,10 +118,10 @@ class Caption(NamedTuple):
 def write_stream(captions, steps, tokenizer):
     """Captions -> the slots of a stream: tok (L,) int64, and the step of each, step (L,) int64.
 
-    L is steps, and the tokens and END of every caption. Captions of one step are in order of text.
+    L is steps, and the tokens and END of every caption. Captions of one step stay in their order.
     """
     starting = defaultdict(list)
-    for caption in sorted(captions, key=lambda caption: (caption.start, caption.text)):
+    for caption in sorted(captions, key=lambda caption: caption.start):
         ids = tokenizer.encode(caption.text)
         if not ids:
             raise ValueError(f"caption at step {caption.start} has no tokens: {caption.text!r}")
