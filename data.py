@@ -11,6 +11,7 @@ at last with SILENCE, which asks for the next observation:
     train-00000.safetensors    obs (N, D), episodes back to back; offsets (E+1,); crc (N,) of steps
     train-00000.jsonl          a line each: id, annotated ("all" or [[start, end], ..]), captions
     train-00000-pictures.safetensors   optional: (N, h, w, 3) uint8 of each episode, by its id
+    text-00000.jsonl           optional: captions of episodes without observations, a line each
 """
 
 import json
@@ -28,7 +29,7 @@ import torch
 import torch.nn.functional as F
 
 from runtime import shards
-from runtime.files import read_json
+from runtime.files import read_json, regular_file, replace
 from runtime.pretrained import read_bpe
 from runtime.shards import read_meta
 
@@ -214,6 +215,7 @@ def score(true, written):
 # -----------------------------------------------------------------------------
 # episodes on disk
 
+TEXT = "text-00000.jsonl"  # captions of episodes without observations
 LONGEST = 1000  # characters of a caption: more is a mistake
 NO_LINE = r"[\n\r\ud800-\udfff]"  # what a line of Unicode cannot have
 
@@ -282,6 +284,25 @@ def record_faults(record, steps):
             yield f"caption {n}: {fault}"
 
 
+def write_text(folder, captions):
+    """Captions of episodes without observations, a list an episode: the split `text`."""
+    lines = [shards.write_line(dict(captions=[c._asdict() for c in of])) for of in captions]
+    replace(Path(folder, TEXT), lambda beside: beside.write_text("".join(lines)))
+
+
+def read_text(folder):
+    """What write_text wrote; [] where nothing was. Raises ValueError."""
+    path, text = Path(folder, TEXT), []
+    lines = regular_file(path).read_bytes().splitlines() if path.exists() else []
+    for n, record in enumerate(map(shards.read_line, lines), 1):
+        if isinstance(record, dict):
+            record |= dict(id="", annotated="all")
+        for fault in record_faults(record, 2**40):
+            raise ValueError(f"{path}, line {n}: {fault}")
+        text.append([Caption(**caption) for caption in record["captions"]])
+    return text
+
+
 class Episodes:
     """One split of a data set: reads the index, the text, and the windows asked for."""
 
@@ -310,7 +331,7 @@ class Episodes:
         """A number that changes with all that the data set holds but the observations."""
         rows = [(shard.path.name, first, n) for shard, first, n in self.index]
         about = self.meta["obs_dim"], self.meta["dtype"], rows, self.records
-        return zlib.crc32(json.dumps(about).encode())
+        return zlib.crc32(json.dumps([*about, *read_text(self.folder)]).encode())
 
     def steps(self, i):
         return self.index[i][2]
@@ -344,14 +365,6 @@ class Episodes:
     def known_captions(self, i):
         known = self.known(i)
         return [caption for caption in self.captions(i) if known[caption.start]]
-
-    def starts(self, i, texts):
-        """The index in texts of the caption that starts at each step, len(texts) where none does,
-        -1 where nobody annotated: (N,) int64."""
-        starts = np.where(self.known(i), len(texts), -1)
-        for caption in self.known_captions(i):
-            starts[caption.start] = texts.index(caption.text)
-        return torch.from_numpy(starts)
 
 
 def choose_annotated(episodes, n, seed):

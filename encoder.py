@@ -9,12 +9,14 @@ The encoder: reads a stream of observations and answers each with any number of 
     tok, step, prob = encoder.annotate(obs)                  # (B, N, D) -> (B, L) each
     for ids, probs in encoder.stream(observations): ...      # (D,) -> what is said at it, at once
 
-A reader is a projector that only says which caption starts. It needs much less than an encoder: it
-is fitted first, reads the episodes that nobody annotated, and the encoder goes on from its weights.
+A reader says the same from one step and linear evidence. It needs much less than an encoder: it is
+fitted first, in seconds, reads the episodes that nobody annotated, and the encoder is trained on
+what it read and starts from its evidence.
 """
 
-import copy
+import itertools
 import math
+from collections import Counter, defaultdict
 from pathlib import Path
 
 import torch
@@ -22,182 +24,405 @@ import torch.nn as nn
 import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 
-from data import SILENCE, Caption, read_stream, score
+from data import END, SILENCE, Caption, read_stream, score, spans
 from model import GPTNeoX
 from runtime.files import save_tensors, tensors_of
 
 MOST = 64  # tokens said at a step; then SILENCE is forced
 FORMAT = "2"  # of a checkpoint: any number of tokens a step; without one, a token a step
-CLIP = 1.0  # standard deviations; beyond it a rare feature drowns the rest
+CLIP = 3.0  # standard deviations
+FEW = range(3, 25)  # values of a feature, with which each of them becomes a feature
+
+
+def before(x):
+    """The step before each of x (.., N, D); before the first the world stood still."""
+    return torch.cat((x[..., :1, :], x[..., :-1, :]), -2)
+
+
+class Features(nn.Module):
+    """What is seen of a step: its state and its change since the last, in deviations.
+
+    Where single values tell, each value of a feature that has few, and whether it was just taken
+    on. In `dense` observations, as a network's latents, the change of the change instead, and the
+    positive part of all three.
+    """
+
+    PAST = 2  # steps before the present that are seen
+
+    def __init__(self, obs_dim, dense=False, values=0):
+        """obs_dim: D. values: how many `measure` found, of a stored one."""
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(obs_dim))
+        self.register_buffer("scale", torch.ones(obs_dim))  # 0 of what never moves
+        self.register_buffer("column", torch.zeros(values, dtype=torch.int64))  # of each value
+        self.register_buffer("value", torch.zeros(values))
+        self.register_buffer("dense", torch.tensor(dense))
+
+    def measure(self, episodes, sample=60):
+        """Mean, deviation and values of each feature, from some episodes, one at a time."""
+        every = range(0, len(episodes), max(len(episodes) // sample, 1))
+        n, total, square, values = 0, 0, 0, []
+        shift = episodes.obs(0).double().mean(0)  # or a large mean swallows the deviation
+        for i in every:
+            x = episodes.obs(i)
+            n += len(x)
+            total = total + (x.double() - shift).sum(0)
+            square = square + (x.double() - shift).square().sum(0)
+            if not self.dense:
+                columns = x.float().T
+                if values:
+                    columns = map(torch.cat, zip(values, columns, strict=True))
+                # one more than is used tells that there are too many
+                values = [column.unique()[: FEW.stop] for column in columns]
+        std = (square / n - (total / n).square()).clamp(min=0).sqrt()
+        self.mean.copy_(shift + total / n)
+        self.scale.copy_((std > 0) / std.clamp(min=1e-2))
+        if not self.dense:
+            few = [(j, v) for j, v in enumerate(values) if len(v) in FEW]
+            self.column = torch.tensor([j for j, v in few for _ in v], dtype=torch.int64)
+            self.value = torch.cat([v for _, v in few]) if few else torch.zeros(0)
+        return self
+
+    def size(self):
+        """F, the number of features of a step."""
+        return 6 * len(self.mean) if self.dense else 2 * (len(self.mean) + len(self.value))
+
+    def forward(self, obs):  # (.., N, D) -> (.., N, F)
+        x = obs.to(self.mean.dtype)
+        change = x - before(x)
+
+        def deviations(y):
+            return (y * self.scale).clamp(-CLIP, CLIP)
+
+        parts = [deviations(x - self.mean), deviations(change)]
+        if self.dense:
+            parts.append(deviations(change - before(change)))
+            parts += [part.clamp(min=0) for part in parts]
+        else:
+            now = (x[..., self.column] == self.value).to(x.dtype)
+            parts += [now, (now - before(now)).clamp(min=0)]
+        return torch.cat(parts, -1)
 
 
 class Projector(nn.Module):
-    """Observations -> embeddings: weigh the features, look back a few steps, then two layers."""
+    """Observations -> embeddings: two layers over their features."""
 
-    def __init__(self, obs_dim, d, past, width=256):
-        """past: how many steps before the present it sees."""
+    def __init__(self, features, d, width=256):
         super().__init__()
-        self.past = past
-        self.register_buffer("mean", torch.zeros(obs_dim))
-        self.register_buffer("scale", torch.ones(obs_dim))
-        self.register_buffer("feature_weight", torch.ones(obs_dim))
-        self.register_buffer("change_weight", torch.ones(()))
-        self.dense_1 = nn.Linear(4 * obs_dim, width)
+        self.features = features
+        self.dense_1 = nn.Linear(features.size(), width)
         self.dense_2 = nn.Linear(width, d)
 
-    def standardise(self, episodes, feature_power, sample=100):
-        """Mean, scale and weight of each feature, from some episodes. No caption is read.
-
-        Language speaks of what happens, and what happens is brief: a feature weighs (1 - its
-        correlation from one step to the next) ** feature_power. Slow feature analysis (Wiskott &
-        Sejnowski 2002) looks for what stays; this is its opposite. With feature_power 0 all weigh
-        alike, and instead the change of each since the step before is seen as well.
-        """
-        every = max(len(episodes) // sample, 1)
-        some = [episodes.obs(i).double() for i in range(0, len(episodes), every)]
-        obs = torch.cat(some)
-        mean, std = obs.mean(0), obs.std(0)
-        centred = [x - mean for x in some]
-        products = sum((x[1:] * x[:-1]).sum(0) for x in centred)
-        squares = sum(x.square().sum(0) for x in centred)
-        brief = (1 - products / squares.clamp(min=1e-12)).clamp(min=0)
-        weight = brief**feature_power * (std > 0)  # a feature that never moved says nothing
-        self.mean.copy_(mean)
-        self.scale.copy_(1 / std.clamp(min=1e-2))
-        self.feature_weight.copy_(weight / weight.square().mean().sqrt().clamp(min=1e-12))
-        self.change_weight.fill_(feature_power == 0)
-
-    def effective(self):
-        """How many features weigh: the participation ratio of squared weights, from 1 to D."""
-        energy = self.feature_weight.square()
-        return (energy.sum().square() / energy.square().sum().clamp(min=1e-12)).item()
-
-    def weigh(self, difference):  # (.., D) -> (.., D)
-        return (difference * self.scale).clamp(-CLIP, CLIP) * self.feature_weight
-
-    def look(self, obs):
-        """obs (B, N, D) -> each step, the mean and the maximum of the `past` steps before it, and
-        its change since the last, (B, N, 4 D)."""
-        obs = obs.to(self.mean.dtype)
-        # before the first step the world stood still
-        obs = torch.cat((obs[:, :1].expand(-1, self.past, -1), obs), 1)
-        change = self.weigh(obs.diff(dim=1)[:, self.past - 1 :]) * self.change_weight
-        x = self.weigh(obs - self.mean)
-        before = x[:, :-1].unfold(1, self.past, 1)  # (B, N, D, past)
-        return torch.cat((x[:, self.past :], before.mean(-1), before.amax(-1), change), -1)
-
-    def hidden(self, seen):  # (.., 4 D) -> (.., width)
-        return F.gelu(self.dense_1(seen))
+    @torch.no_grad()
+    def start_from(self, reader):
+        """Its first hidden units are the reader's evidence for kinds and words."""
+        weights = torch.cat((reader.starts, reader.words))[: len(self.dense_1.weight)]
+        self.dense_1.weight[: len(weights)] = weights
 
     def forward(self, obs):  # (B, N, D) -> (B, N, d)
-        return self.dense_2(self.hidden(self.look(obs)))
+        return self.dense_2(F.gelu(self.dense_1(self.features(obs))))
 
 
-POWERS = 4.0, 0.0  # of the features' weights; the first of equals is taken
-MARGINS = 2.0, 1.0, 3.0
+# -----------------------------------------------------------------------------
+# the reader: what text makes likely x what the observations tell
+
+KINDS = 200  # at most
+ROWS = 6000  # annotated steps with a caption, and as many without, that are learned from
+UNKNOWN = -8.0  # evidence for words that no annotated caption has
 
 
-class Reader(nn.Module):
-    """Which caption starts at a step, or none: a projector's hidden layer and an output of its own.
+class Prior:
+    """log P(next token | the last two) from texts, smoothed by what came after the last one, and
+    anywhere (Witten & Bell 1991)."""
 
-    An encoder learns to see and to spell at once, and overfits when few episodes are annotated.
+    def __init__(self, texts):
+        """texts: lists of ids."""
+        self.words = sorted({token for ids in texts for token in ids})
+        self.place = {token: n for n, token in enumerate(self.words)}
+        self.counts = defaultdict(Counter)
+        for ids in texts:
+            for k, token in enumerate(ids):
+                for context in self.contexts(ids[:k]):
+                    self.counts[context][self.place[token]] += 1
+
+    def contexts(self, ids, order=2):
+        return [tuple(ids[len(ids) - n :]) for n in range(min(order, len(ids)) + 1)]
+
+    def __call__(self, ids, left_out=None):
+        """Over `words`; left_out: the next token, counted once less, for its own text shows it."""
+        p = torch.full((len(self.words),), 1e-4 / len(self.words))
+        for context in self.contexts(ids):
+            counts = Counter(self.counts.get(context))
+            if left_out is not None:
+                counts[self.place[left_out]] -= 1
+            counts = +counts
+            n = counts.total()
+            weight = n / (n + 0.5 * len(counts)) if n else 0.0
+            p = p * (1 - weight)
+            for token, count in counts.items():
+                p[token] += weight * count / n
+        return p.log()
+
+
+def dense_weights(X, target, offset, classes, penalty=0.01):
+    """argmin over W of cross-entropy(offset + X W^T, target) + penalty / 2 |W|^2."""
+    W = torch.zeros(classes, X.shape[1], requires_grad=True)
+    optimizer = torch.optim.LBFGS([W], max_iter=60, line_search_fn="strong_wolfe")
+
+    def closure():
+        optimizer.zero_grad()
+        loss = F.cross_entropy(offset + X @ W.T, target) + penalty / 2 * W.square().sum()
+        loss.backward()
+        return loss
+
+    with torch.enable_grad():
+        optimizer.step(closure)
+    return W.detach()
+
+
+def sparse_weights(X, target, offset, classes, penalty=0.06, rounds=6, most=400):
+    """argmin over W of cross-entropy(offset + X W^T, target) + penalty * (the largest gradient at
+    0) * |W|_1, on the features that matter: each round takes in some more."""
+    W, label = torch.zeros(classes, X.shape[1]), F.one_hot(target, classes).float()
+    active, threshold = torch.zeros(X.shape[1], dtype=torch.bool), None
+    for _ in range(rounds):
+        p = (offset + X[:, active] @ W[:, active].T).softmax(-1)
+        gradient = ((p - label).T @ X / len(X)).abs().amax(0)  # (F,)
+        threshold = penalty * gradient.max() if threshold is None else threshold
+        gradient[active] = 0
+        largest = gradient.topk(min(most, len(gradient))).indices
+        more = largest[gradient[largest] > 1.02 * threshold]
+        if not len(more):
+            break
+        active[more] = True
+        W[:, active] = fista(X[:, active], label, offset, threshold, W[:, active], 50)
+    W[:, active] = fista(X[:, active], label, offset, threshold, W[:, active], 400)
+    return W
+
+
+def fista(X, label, offset, threshold, W, updates):
+    """Beck & Teboulle 2009, from W (classes, F) on."""
+    step = len(X) / (0.5 * torch.linalg.matrix_norm(X, 2) ** 2)
+    ahead, t = W.clone(), 1.0
+    for _ in range(updates):
+        gradient = ((offset + X @ ahead.T).softmax(-1) - label).T @ X / len(X)
+        new = F.softshrink(ahead - step * gradient, float(step * threshold))
+        t_new = (1 + math.sqrt(1 + 4 * t * t)) / 2
+        ahead = new + (t - 1) / t_new * (new - W)
+        W, t = new, t_new
+    return W
+
+
+def answers(captions, tokenizer):
+    """{step: all that is said at it, its captions' tokens and ENDs, and SILENCE}."""
+    said = defaultdict(list)
+    for caption in sorted(captions, key=lambda caption: caption.start):
+        said[caption.start] += [*tokenizer.encode(caption.text), END]
+    return {step: (*ids, SILENCE) for step, ids in said.items()}
+
+
+def kinds_of(texts, shared):
+    """{text: its kind}: the longest beginning that `shared` of the texts (tuples of ids) have, its
+    first token at least. At most KINDS kinds, or more have to share one."""
+    count = Counter(ids[:k] for ids in texts for k in range(1, len(ids) + 1))
+    kinds = {}
+    for ids in texts:
+        lengths = [k for k in range(2, len(ids) + 1) if count[ids[:k]] >= shared]
+        kinds[ids] = ids[: max(lengths, default=1)]
+    fits = len(set(kinds.values())) <= KINDS or shared > len(texts)
+    return kinds if fits else kinds_of(texts, 2 * shared)
+
+
+class Reader:
+    """What a step is answered with: first which kind of text, or silence, then word after word.
+
+    A kind is told by evidence of its own. The words that go on are a product: what the text so far
+    makes likely, of all text that is known, x what the observations tell of each word, whatever
+    stands before it. So "north", learned of wood, serves iron, and what nobody annotated is said.
     """
 
-    def __init__(self, projector, texts):
-        """texts: the captions there are."""
-        super().__init__()
-        self.projector, self.texts = projector, texts
-        self.margin, self.pause, self.f1 = MARGINS[0], 0, 0.0
-        self.out = nn.Linear(projector.dense_1.out_features, len(texts) + 1)
+    def __init__(self, features, tokenizer, dense, shared):
+        """dense: whether all features may tell, or few. shared: texts that make a kind."""
+        self.features, self.tokenizer = features, tokenizer
+        self.weights = dense_weights if dense else sparse_weights
+        self.shared, self.margin, self.f1 = shared, MARGINS[0], 0.0
 
-    def forward(self, seen):
-        """seen (.., 4 D) -> logits (.., len(texts) + 1), the last that nothing starts."""
-        return self.out(self.projector.hidden(seen))
+    def __str__(self):
+        how = "all features" if self.weights is dense_weights else "few features"
+        kinds = f"{len(self.kinds)} kinds of captions, {len(self.told)} words that go on"
+        return f"{self.features.size()} features, {how} tell, {kinds}"
 
-    def fit(self, episodes, annotated, updates=1000):
-        """Trains on the annotated steps: a minute, and the same on every process."""
-        look = self.projector.look
-        seen = torch.cat([look(episodes.obs(i)[None])[0] for i in annotated])  # (n, 4 D)
-        label = torch.cat([episodes.starts(i, self.texts) for i in annotated])
-        steps = (label >= 0).nonzero()[:, 0]
-        optimizer = torch.optim.AdamW(self.parameters(), 3e-3, weight_decay=0.3)
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, updates, 3e-4)
-        for _ in range(updates):
-            some = steps[torch.randint(len(steps), (256,))]
-            loss = F.cross_entropy(self(seen[some]), label[some], label_smoothing=0.02)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-        captions = [episodes.known_captions(i) for i in annotated]
-        self.pause = min(shortest_repeat(captions) - 1, self.projector.past)
+    def fit(self, episodes, annotated, text):
+        """text: answers (tuples of ids) of episodes without observations."""
+        X, said = self.rows(episodes, annotated)  # (n, F), n answers
+        own = [ids for ids in said if ids]
+        kinds = kinds_of(own, self.shared)
+        self.kinds, self.prior = sorted(set(kinds.values())), Prior([*own, *text])
+        number, C = {kind: n for n, kind in enumerate(self.kinds)}, len(self.kinds)
+        scale = 1 / (X.std(0) + 0.05)
+        X *= scale
+
+        target = torch.tensor([number[kinds[ids]] if ids else C for ids in said])
+        share = torch.bincount(target, minlength=C + 1) / len(target)
+        self.offset = share.clamp(min=1e-6).log()
+        self.starts = self.weights(X, target, self.offset, C + 1) * scale  # (C+1, F)
+        self.offset[C] += self.left_out.log()
+
+        row, word, prior = [], [], []
+        for n, ids in enumerate(said):
+            for k in range(len(kinds[ids]), len(ids)) if ids else ():
+                row.append(n)
+                word.append(self.prior.place[ids[k]])
+                prior.append(self.prior(ids[:k], ids[k]))
+        self.told = torch.tensor(sorted(set(word)), dtype=torch.int64)  # words with evidence
+        self.words = torch.zeros(0, X.shape[1])
+        if row:
+            prior = torch.stack(prior)[:, self.told]
+            target = torch.searchsorted(self.told, torch.tensor(word))
+            self.words = sparse_weights(X[row], target, prior, len(self.told), 0.1) * scale
+        self.pauses = shortest_pauses(episodes, annotated, self.tokenizer)
         return self
 
-    @torch.no_grad()
-    def logits(self, obs):  # (N, D) -> (N, len(texts) + 1)
-        return self(self.projector.look(obs[None])[0])
+    def rows(self, episodes, annotated):
+        """Features of at most ROWS annotated steps with a caption and as many without, (n, F), and
+        their answers, () of those without; `left_out`: of how many of the latter one stands."""
+        steps = [(i, t) for i in annotated for t in episodes.known(i).nonzero()[0].tolist()]
+        said = {
+            (i, t): ids
+            for i in annotated
+            for t, ids in answers(episodes.known_captions(i), self.tokenizer).items()
+        }
+        silent = [step for step in steps if step not in said]
+        self.left_out = torch.tensor(max(len(silent) / ROWS, 1.0))
+        some = [x[:: -(-len(x) // ROWS) or 1] for x in (sorted(said), silent)]
+        chosen, X = sorted(some[0] + some[1]), []
+        for i, group in itertools.groupby(chosen, lambda step: step[0]):
+            X.append(self.features(episodes.obs(i))[[t for _, t in group]])
+        return torch.cat(X), [said.get(step, ()) for step in chosen]
 
-    def captions(self, obs):
-        """The captions of an episode obs (N, D)."""
-        return self.starts(self.logits(obs), self.margin)
+    def logits(self, obs):
+        """obs (N, D) -> of each kind and of silence (N, C+1), evidence of words (N, W)."""
+        X = self.features(obs)
+        return self.offset + X @ self.starts.T, X @ self.words.T
 
-    def starts(self, logits, margin):
-        """Logits (N, len(texts) + 1) -> captions. Silence has to be likelier by `margin`: where the
-        moment of a change is not sharp, it is the likeliest everywhere. The same text again within
-        a pause is the same caption."""
+    def captions(self, obs):  # (N, D) -> [Caption, ..]
+        return self.write(*self.logits(obs), self.margin)
+
+    def write(self, logits, evidence, margin):
+        """Silence has to be likelier by `margin`: where the moment of a change is not sharp, it is
+        the likeliest everywhere. What begins alike within a pause is said once."""
         captions, latest, logits = [], {}, logits.clone()
         logits[:, -1] -= margin
-        for t, c in enumerate(logits.argmax(-1).tolist()):
-            if c < len(self.texts):
-                if t - latest.get(c, -math.inf) > self.pause:
-                    captions.append(Caption(t, t + 1, self.texts[c]))
-                latest[c] = t
+        for t, kind in enumerate(logits.argmax(-1).tolist()):
+            if kind == len(self.kinds):
+                continue
+            ids = self.spell(self.kinds[kind], evidence[t])
+            for first, last in spans(ids):
+                begins = tuple(ids[first : first + 2])
+                if t - latest.get(begins, -math.inf) > self.pauses.get(begins, PAUSE):
+                    captions.append(Caption(t, t + 1, self.tokenizer.decode(ids[first:last])))
+                latest[begins] = t
         return captions
 
+    def spell(self, kind, evidence):
+        """The likeliest words after a kind, one by one; evidence (W,)."""
+        ids = list(kind)
+        while ids[-1] != SILENCE and len(ids) < MOST:
+            score = self.prior(ids) + UNKNOWN
+            score[self.told] += evidence - UNKNOWN
+            ids.append(self.prior.words[int(score.argmax())])
+        return ids
 
-def shortest_repeat(episodes):
-    """The fewest steps after which the same text starts again in lists of captions; or infinite."""
-    shortest = math.inf
-    for captions in episodes:
+
+PAUSE = 7  # steps in which what begins alike is one caption, unless annotators repeat it sooner
+
+
+def shortest_pauses(episodes, annotated, tokenizer):
+    """{first two tokens: steps between the nearest captions that begin so}, at most PAUSE."""
+    pauses = {}
+    for i in annotated:
         latest = {}
-        for caption in sorted(captions):
-            repeat = caption.start - latest.get(caption.text, -math.inf)
-            shortest, latest[caption.text] = min(shortest, repeat), caption.start
-    return shortest
+        for caption in sorted(episodes.known_captions(i)):
+            begins = (*tokenizer.encode(caption.text), END)[:2]
+            between = caption.start - latest.get(begins, -math.inf) - 1
+            pauses[begins] = min(pauses.get(begins, PAUSE), max(between, 0))
+            latest[begins] = caption.start
+    return pauses
 
 
-def choose_reader(projector, episodes, annotated, powers=POWERS):
-    """A reader with a copy of this projector, not yet fitted. The projector is standardised.
+EVIDENCE = (False, False), (False, True), (True, True)  # features of a dense kind; dense weights
+SHARED = 1, 3, 10**9  # texts that make a kind: closed list .. first words
+MARGINS = 3.0, 2.0, 4.0
 
-    Power and margin are those with which a reader of every other annotated episode says best what
-    is in the rest, by caption F1, which `f1` keeps.
+
+def choose_reader(episodes, annotated, tokenizer, text):
+    """A reader of the annotated episodes. Evidence, kinds and margin are those with which a reader
+    of one half says best what is in the other, by caption F1, which `f1` keeps; of those that are
+    as good but for chance, the first.
+
+    text: captions of episodes without observations, a list of lists of Captions.
     """
-    texts = sorted({c.text for i in annotated for c in episodes.known_captions(i)})
-    some, rest = annotated[::2], annotated[1::2]
-    true, tried = [episodes.known_captions(i) for i in rest], {}
-    for power in powers:
-        projector.standardise(episodes, power)
-        reader = Reader(copy.deepcopy(projector), texts).fit(episodes, some)
-        logits = [reader.logits(episodes.obs(i)) for i in rest]
+    text = [ids for captions in text for ids in answers(captions, tokenizer).values()]
+    halves = (annotated[::2], annotated[1::2]) if len(annotated) > 1 else (annotated, annotated)
+    folds = (halves, halves[::-1]) if len(annotated) <= 16 else (halves,)
+    D, measured, tried = episodes.meta["obs_dim"], {}, {}
+
+    def reader(evidence, shared):
+        dense_features, dense_evidence = evidence
+        if dense_features not in measured:
+            measured[dense_features] = Features(D, dense_features).measure(episodes)
+        return Reader(measured[dense_features], tokenizer, dense_evidence, shared)
+
+    def attempt(*choice):
+        if (*choice, MARGINS[0]) in tried:
+            return
+        true, written = [], defaultdict(list)
+        for some, rest in folds:
+            one = reader(*choice).fit(episodes, some, text)
+            for i in rest:
+                true.append(episodes.known_captions(i))
+                logits, known = one.logits(episodes.obs(i)), episodes.known(i)
+                for margin in MARGINS:
+                    captions = one.write(*logits, margin)
+                    written[margin].append([c for c in captions if known[c.start]])
         for margin in MARGINS:
-            f1 = score(true, [reader.starts(x, margin) for x in logits])["f1"]
-            tried[power, margin] = f1
-    power, margin = max(tried, key=tried.get)
-    projector.standardise(episodes, power)
-    reader = Reader(copy.deepcopy(projector), texts)
-    reader.margin, reader.f1 = margin, tried[power, margin]
-    return reader
+            tried[(*choice, margin)] = score(true, written[margin])["f1"]
+
+    def best():
+        n = sum(len(episodes.known_captions(i)) for i in annotated)
+        good = max(tried.values()) - 0.1 / math.sqrt(n)
+        return next(choice for choice, f1 in tried.items() if f1 >= good)
+
+    for evidence in EVIDENCE:
+        attempt(evidence, SHARED[0])
+    for shared in SHARED[1:]:
+        attempt(best()[0], shared)
+    for evidence in EVIDENCE:
+        attempt(evidence, best()[1])
+    *choice, margin = best()
+    chosen = reader(*choice).fit(episodes, annotated, text)
+    chosen.margin, chosen.f1, chosen.tried = margin, tried[(*choice, margin)], tried
+    return chosen
 
 
 class Encoder(nn.Module):
-    def __init__(self, lm, obs_dim, T, pretrained=False):
-        """lm: a GPTNeoX; obs_dim: D; T: steps of a window. pretrained: start as the plain lm."""
+    def __init__(self, lm, features, T, pretrained=False):
+        """lm: a GPTNeoX; features: of D numbers; T: steps of a window. pretrained: start as the
+        plain lm."""
         super().__init__()
         self.lm, self.T = lm, T
-        self.projector = Projector(obs_dim, lm.config.hidden_size, T // 2)
+        self.projector = Projector(features, lm.config.hidden_size)
         if pretrained:
             nn.init.zeros_(self.projector.dense_2.weight)
             nn.init.zeros_(self.projector.dense_2.bias)
+
+    @property
+    def obs_dim(self):
+        return len(self.projector.features.mean)
+
+    @property
+    def device(self):
+        return self.projector.features.mean.device
 
     def forward(self, obs, input_tok, step):
         """Hidden states (B, L, d) of the slots at `step` (B, L) of obs (B, T, D), given the token
@@ -218,8 +443,7 @@ class Encoder(nn.Module):
         prob (B, L) float32; rows that end before L are padded with SILENCE at step N.
         Raises ValueError for a wrong shape, and for NaN or Inf.
         """
-        obs = torch.as_tensor(obs).to(self.projector.mean.device)
-        D = len(self.projector.mean)
+        obs, D = torch.as_tensor(obs).to(self.device), self.obs_dim
         if obs.dim() != 3 or obs.shape[2] != D:
             raise ValueError(f"obs has shape {tuple(obs.shape)}; (episodes, steps, {D}) is wanted")
         if not obs.isfinite().all():
@@ -283,7 +507,7 @@ class Encoder(nn.Module):
         """
         half, caches, recent = self.T // 2, [], []
         for t, obs in enumerate(observations):
-            recent = recent[-self.projector.past :] + [obs]
+            recent = recent[-Features.PAST :] + [obs]
             if t % half == 0:
                 caches = caches[-1:] + [(t, self.lm.new_cache(1))]
             # a window sees nothing before its start
@@ -320,7 +544,9 @@ class Encoder(nn.Module):
             if about.get("format") != FORMAT:
                 raise ValueError("it writes another kind of stream: train it anew")
             T = int(about["T"])
-            encoder = cls(lm, len(weights["mean"]), T)
+            D, values = (len(weights[f"features.{name}"]) for name in ("mean", "value"))
+            features = Features(D, bool(weights["features.dense"]), values)
+            encoder = cls(lm, features, T)
             encoder.projector.load_state_dict(weights)
         except (SafetensorError, LookupError, TypeError, ValueError, RuntimeError) as error:
             reason = str(error).splitlines()[0]

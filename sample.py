@@ -138,9 +138,9 @@ def judge(episodes, i, written):
 def read(encoder, predictor, episodes, i, tokenizer, min_prob=0.0):
     """Rows of `judge` with what was expected after each; the stream tok, step, prob (L,), and
     forecasts (N, K)."""
-    if episodes.meta["obs_dim"] != len(encoder.projector.mean):
+    if episodes.meta["obs_dim"] != encoder.obs_dim:
         raise ValueError(f"{episodes.folder}: obs_dim is not the run's; --data names another")
-    obs = episodes.obs(i)[None].to(encoder.projector.mean.device)
+    obs = episodes.obs(i)[None].to(encoder.device)
     tok, step, prob = encoder.annotate(obs)
     nothing = torch.zeros(obs.shape[1], 0, dtype=torch.int64)
     ahead = forecasts(encoder, predictor, obs, tok, step) if predictor else (nothing, nothing)

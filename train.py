@@ -32,8 +32,8 @@ from torch.utils.checkpoint import checkpoint as recompute
 from tqdm import tqdm
 
 from configurator import check_range, configure, run
-from data import END, SILENCE, Episodes, Tokenizer, Windows, choose_annotated, score
-from encoder import POWERS, Encoder, choose_reader, written_captions
+from data import END, SILENCE, Episodes, Tokenizer, Windows, choose_annotated, read_text, score
+from encoder import Encoder, Features, choose_reader, written_captions
 from model import Config, GPTNeoX, find_checkpoint, linear_cross_entropy
 from runtime import checkpoint, distributed, files
 from runtime.distributed import all_reduce, print0
@@ -47,7 +47,6 @@ n_annotated = 64  # training episodes that keep their captions; more than there 
 T = 16  # steps per window
 batch_size = 64  # windows per step, over all processes
 micro_batch = 16  # windows per forward pass of one process, those of like length together
-feature_power = -1.0  # weight of a feature: (1 - lag-1 autocorrelation) ** this; -1: 0 or 4
 # model
 init_from = "scratch"  # 'scratch' | 'EleutherAI/pythia-160m' | a directory
 n_layer = 3
@@ -74,7 +73,7 @@ shard = False  # True: a process holds a part of the weights, not all; see docs/
 resume = False  # go on from the newest checkpoint in out_dir
 # -----------------------------------------------------------------------------
 # what cannot change when a run is resumed
-FIXED = "n_annotated T seed init_from n_layer n_head n_embd K stride feature_power pseudo_labels"
+FIXED = "n_annotated T seed init_from n_layer n_head n_embd K stride pseudo_labels"
 
 # -----------------------------------------------------------------------------
 # K-ahead parallel prediction over T slots of text
@@ -276,9 +275,10 @@ def open_data():
 
 def build(episodes, annotated):
     """Tokenizer, encoder with predictor, and the reader, if there is to be one, on the CPU."""
-    texts = {c.text for i in annotated for c in episodes.known_captions(i)}
+    text = read_text(data)
+    captions = [*(episodes.known_captions(i) for i in annotated), *text]
     if init_from == "scratch":
-        tokenizer = Tokenizer.from_captions(texts)
+        tokenizer = Tokenizer.from_captions({c.text for of in captions for c in of})
         config = Config(tokenizer.vocab_size, n_embd, n_layer, n_head)
         encoder_lm, predictor_lm = GPTNeoX(config), GPTNeoX(config)
     else:
@@ -287,19 +287,19 @@ def build(episodes, annotated):
         predictor_lm = copy.deepcopy(encoder_lm)
         if encoder_lm.config.vocab_size < tokenizer.vocab_size:
             raise ValueError(f"{init_from}: tokenizer.json has more ids than the model has rows")
-    D, width = episodes.meta["obs_dim"], encoder_lm.config.hidden_size
-    encoder = Encoder(encoder_lm, D, T, pretrained=init_from != "scratch")
-    powers, reader = POWERS if feature_power < 0 else (feature_power,), None
-    if annotated and (pseudo_labels or len(powers) > 1):
-        reader = choose_reader(encoder.projector, episodes, annotated, powers)
+    reader = None
+    if annotated and pseudo_labels:
+        print0("fitting a reader to the annotated steps")
+        reader = choose_reader(episodes, annotated, tokenizer, text)
         print0(f"a reader of half of the annotated episodes: F1 {reader.f1:.2f} on the rest")
-    else:
-        encoder.projector.standardise(episodes, powers[0])
-    changes = " and their changes" if encoder.projector.change_weight else ""
-    print0(f"{D} features{changes}, as if {encoder.projector.effective():.1f} weighed alike")
-    predictor = Predictor(predictor_lm, width, K, stride)
+        print0(str(reader))
+    features = reader.features if reader else Features(episodes.meta["obs_dim"]).measure(episodes)
+    encoder = Encoder(encoder_lm, features, T, pretrained=init_from != "scratch")
+    if reader:
+        encoder.projector.start_from(reader)
+    predictor = Predictor(predictor_lm, encoder_lm.config.hidden_size, K, stride)
     predictor.requires_grad_(predict_weight > 0)
-    return tokenizer, Grounding(encoder, predictor), reader if pseudo_labels else None
+    return tokenizer, Grounding(encoder, predictor), reader
 
 
 def text_of(episodes, annotated, reader):
@@ -351,8 +351,6 @@ def check_settings():
         raise ValueError("--shard wants torchrun, and a --batch_size that its processes divide")
     check_range(globals(), 0, "n_annotated predict_weight")
     check_range(globals(), 0, "seed", most=2**63 - 1)
-    if feature_power != -1:
-        check_range(globals(), 0, "feature_power")
     if not out_dir:
         raise ValueError("--out_dir= is empty: a folder is wanted")
     check_range(globals(), 0, "max_iters warmup_iters learning_rate projector_lr weight_decay")
@@ -392,9 +390,6 @@ def main():
     folder = checkpoint.claim(out_dir, resume or distributed.RESTARTED, *same)
     print0(json.dumps(config))
     tokenizer, model, reader = build(train, annotated)
-    if reader:
-        reader.fit(train, annotated)  # and the encoder goes on from what it learned to see
-        model.encoder.projector.load_state_dict(reader.projector.state_dict())
     model = distributed.place(model, where, shard)
     optimizer = configure_optimizer(model)
     text = text_of(train, annotated, reader)

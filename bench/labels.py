@@ -102,8 +102,7 @@ def cell():
         arms[f"{arm}, observations shuffled"] = shuffled
     if arm == "without the predictor":
         some = choose_annotated(train, n, seed)
-        args = episodes, train, some, encoder.T // 2, config["feature_power"]
-        arms["reader alone"] = reader_alone(*args)
+        arms["reader alone"] = reader_alone(episodes, train, some, tokenizer)
     with open(Path(out, "scores.jsonl"), "a") as file:
         for name, captions in arms.items():
             f1 = score(true, captions)["f1"]

@@ -24,6 +24,15 @@ def true_captions(episodes):
     return [episodes.captions(i) for i in range(len(episodes))]
 
 
+def starts(episodes, i, texts):
+    """The index in texts of the caption that starts at each step of episode i, len(texts) where
+    none does, -1 where nobody annotated: (N,) int64."""
+    starts = np.where(episodes.known(i), len(texts), -1)
+    for caption in episodes.known_captions(i):
+        starts[caption.start] = texts.index(caption.text)
+    return torch.from_numpy(starts)
+
+
 class Probe:
     """Logistic regression: which caption starts at a step, from the T steps up to it."""
 
@@ -45,9 +54,9 @@ class Probe:
 
     def labels(self, train, i):
         """What starts at each row of `look` but the first T-1, -100 where nobody knows."""
-        starts = train.starts(i, self.texts)
-        starts = starts.where(starts >= 0, -100)
-        return F.pad(starts, (self.T - 1, 0), value=-100)
+        label = starts(train, i, self.texts)
+        label = label.where(label >= 0, -100)
+        return F.pad(label, (self.T - 1, 0), value=-100)
 
     def logits(self, x, weight):
         """x (T-1+N, D) -> (N, C), of each step's window of T rows.

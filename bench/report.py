@@ -30,10 +30,11 @@ from data import (
     choose_annotated,
     match,
     read_stream,
+    read_text,
     score,
     write_stream,
 )
-from encoder import POWERS, Projector, choose_reader, written_captions
+from encoder import choose_reader, written_captions
 from runtime.distributed import pick_device
 from sample import data_of, load
 
@@ -66,12 +67,9 @@ def most_frequent(episodes, train, annotated):
     return [[Caption(t, t + 1, text) for t in range(every // 2, n, every)] for n in lengths]
 
 
-def reader_alone(episodes, train, annotated, past, feature_power):
-    """What the encoder is taught on unannotated episodes."""
-    torch.manual_seed(0)
-    projector = Projector(train.meta["obs_dim"], 1, past)
-    powers = POWERS if feature_power < 0 else (feature_power,)
-    reader = choose_reader(projector, train, annotated, powers).fit(train, annotated)
+def reader_alone(episodes, train, annotated, tokenizer):
+    """What the encoder is taught on unannotated episodes: its fit is convex, so the same again."""
+    reader = choose_reader(train, annotated, tokenizer, read_text(train.folder))
     return [reader.captions(episodes.obs(i)) for i in range(len(episodes))]
 
 
@@ -91,7 +89,7 @@ def predictor_losses(encoder, predictor, episodes, tokenizer, shuffled=False):
     """Mean loss in nats per offset (4, K): on silence, first tokens of captions, the rest, all but
     silence. On the true streams, in windows of T steps; shuffled: with other windows' hidden."""
     T, windows = encoder.T, []
-    device = encoder.projector.mean.device
+    device = encoder.device
     for i in range(len(episodes)):
         tok, step = write_stream(episodes.captions(i), episodes.steps(i), tokenizer)
         for start in range(0, episodes.steps(i) - T + 1, T):
@@ -136,8 +134,7 @@ def report(out_dir, split="test", device="auto"):
         "observations zeroed": captions_of(encoder, episodes, tokenizer, "zeroed"),
     }
     if annotated:
-        args = episodes, train, annotated, encoder.T // 2, config["feature_power"]
-        arms["reader alone"] = reader_alone(*args)
+        arms["reader alone"] = reader_alone(episodes, train, annotated, tokenizer)
         arms |= probes(episodes, train, annotated, encoder.T)
         arms["most frequent caption"] = most_frequent(episodes, train, annotated)
     arms["perfect writer"] = perfect_writer(episodes, tokenizer)

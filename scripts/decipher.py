@@ -24,6 +24,7 @@ they have.
 """
 
 import itertools
+import math
 import sys
 from collections import Counter
 from pathlib import Path
@@ -32,7 +33,6 @@ import numpy as np
 
 from configurator import check_range, configure, run
 from data import Caption, Episode, Episodes, choose_annotated, write_shard
-from encoder import shortest_repeat
 from runtime.shards import read_meta, write_meta
 from scripts.captions import read_captions
 
@@ -194,6 +194,17 @@ def read_text(path, fps):
     """A list of captions for each episode of the text."""
     captions, _ = read_captions(path, AnyEpisode(), fps, "all")
     return [sorted(set(in_episode)) for in_episode in captions.values()]
+
+
+def shortest_repeat(episodes):
+    """The fewest steps after which the same text starts again in lists of captions; or infinite."""
+    shortest = math.inf
+    for captions in episodes:
+        latest = {}
+        for caption in sorted(captions):
+            repeat = caption.start - latest.get(caption.text, -math.inf)
+            shortest, latest[caption.text] = min(shortest, repeat), caption.start
+    return shortest
 
 
 def find_events(episodes):

@@ -6,7 +6,7 @@ It shows an episode and corrects its captions; Save downloads them as scripts.pa
     python -m scripts.page out/mine --html=out/episode.html            an episode of a run
     python -m scripts.page --html=out/index.html --episodes=0-20       an index, and a page for each
 
-Without pictures it draws the features that weigh most, named by the data set's features.txt, a
+Without pictures it draws the features that move most, named by the data set's features.txt, a
 line each. The index begins with the episodes of which a label would tell most.
 """
 
@@ -88,11 +88,11 @@ def named_features(folder, D):
     return names
 
 
-def heat_map(projector, obs, names):
-    """The features of obs (N, D) that weigh most, a byte a row and step: mean +- 2 deviations."""
-    mean, scale, weight = (getattr(projector, k).cpu() for k in ("mean", "scale", "feature_weight"))
+def heat_map(features, obs, names):
+    """The features of obs (N, D) that move most, a byte a row and step: mean +- 2 deviations."""
+    mean, scale = features.mean.cpu(), features.scale.cpu()
     z = ((obs.float() - mean) * scale).clamp(-2, 2)  # (N, D)
-    heard = z.std(0, correction=0) * weight  # of equal weights, those that move in this episode
+    heard = z.std(0, correction=0)
     order = [k for k in heard.argsort(descending=True)[:FEATURES].tolist() if heard[k] > 0]
     rows = (z[:, order].T * 63.5 + 127).round().byte().contiguous()
     values = base64.b64encode(rows.numpy().tobytes()).decode()
@@ -227,7 +227,7 @@ def main():
         spans = silences(source.captions(i), annotated, steps)
         more = dict(rate=rate, texts=texts, silences=spans)
         if pictures is None:
-            more["features"] = heat_map(encoder.projector, source.obs(i), names)
+            more["features"] = heat_map(encoder.projector.features, source.obs(i), names)
         size = write(path, about, rows, stream, ahead, tokenizer, pictures, **more)
         print(f"{path}  {size / 1e6:.1f} MB")
         kinds = Counter(row["kind"] for row in rows)

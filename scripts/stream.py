@@ -50,7 +50,7 @@ def arriving(source, D, clock):
 
 def follow_stdin(encoder, tokenizer, rate=None):
     """Prints what is said at each step, and at the end how long a step took."""
-    device, D = encoder.projector.mean.device, len(encoder.projector.mean)
+    device, D = encoder.device, encoder.obs_dim
     clock, seconds = [0.0], deque(maxlen=10_000)  # the latest steps: constant memory
     observations = (obs.to(device) for obs in arriving(sys.stdin.buffer, D, clock))
     for step, (ids, probs) in enumerate(encoder.stream(observations)):

@@ -1,5 +1,4 @@
 import contextlib
-import functools
 import io
 import json
 import multiprocessing
@@ -14,7 +13,7 @@ from browser import CHROMIUM, showing, started
 
 import train
 from data import SILENCE, Caption, Episode, Episodes, Tokenizer, write_shard
-from encoder import Encoder, Reader, written_captions
+from encoder import Encoder, Features, written_captions
 from model import Config, GPTNeoX
 from runtime import checkpoint
 from runtime.shards import write_meta
@@ -62,14 +61,6 @@ def shown(browser, tmp_path):
         yield show
 
 
-@pytest.fixture(scope="module")
-def quick_reader():
-    """A reader that learns for a moment, where what it learns is not looked at."""
-    quick = functools.partialmethod(Reader.fit, updates=40)
-    with mock.patch.object(Reader, "fit", quick):
-        yield
-
-
 @pytest.fixture
 def tiny():
     """A small random GPTNeoX in float64: exact comparisons."""
@@ -82,7 +73,7 @@ def tiny():
 
 @pytest.fixture
 def encoder(tiny):
-    return Encoder(tiny, obs_dim=5, T=8).double()
+    return Encoder(tiny, Features(5), T=8).double()
 
 
 @pytest.fixture
@@ -122,9 +113,9 @@ def a_run(toy, tokenizer, tmp_path):
     obs = Episodes(toy, "test").obs(0)
     captions = []
     while not 4 <= len(captions) < 20:
-        encoder = Encoder(GPTNeoX(config), obs_dim=6, T=16)
+        encoder = Encoder(GPTNeoX(config), Features(6), T=16)
         with torch.no_grad():
-            encoder.projector.scale.fill_(3)
+            encoder.projector.features.scale.fill_(3)
             encoder.lm.embed_out.weight[2:258] = 0  # words, hardly single bytes
             encoder.lm.embed_out.weight *= 8
             encoder.lm.embed_out.weight[SILENCE] *= 4

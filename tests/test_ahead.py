@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 import train
 from data import END, SILENCE, Batch
-from encoder import Encoder
+from encoder import Encoder, Features
 from model import Config, GPTNeoX
 from train import Grounding, Losses, Predictor, ahead_attention, ahead_mask
 
@@ -25,7 +25,7 @@ def way(request, monkeypatch):
 
 def a_model(K, stride=1):
     """A random encoder and predictor in float64, the zero-initialised map made random."""
-    encoder = Encoder(a_language_model(32), D, 8)
+    encoder = Encoder(a_language_model(32), Features(D), 8)
     predictor = Predictor(a_language_model(16), 32, K, stride)
     model = Grounding(encoder, predictor).double()
     torch.nn.init.normal_(model.predictor.condition.weight, std=0.3)

@@ -40,7 +40,6 @@ def recordings(tmp_path):
     return tmp_path / "recordings"
 
 
-@pytest.mark.usefixtures("quick_reader")
 def test_experiment_1_runs_end_to_end_in_miniature(recordings, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     weights, data, pythia, out = (

@@ -12,7 +12,7 @@ pytest.importorskip("av")
 
 
 @pytest.mark.parametrize("name", faults_cases.SUBJECTS)
-def test_every_fault_is_told_or_harmless(name, quick_reader):
+def test_every_fault_is_told_or_harmless(name):
     count = faults_cases.run_subject(name, 6, random.Random(f"3 {name}"))
     assert count["told"] + count["as good"] == 6
 

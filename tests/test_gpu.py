@@ -21,7 +21,7 @@ def run_here(command, **how):
     return subprocess.CompletedProcess(command, code, out, err)
 
 
-def test_in_miniature_all_is_well_on_a_cpu(quick_reader, monkeypatch):
+def test_in_miniature_all_is_well_on_a_cpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", bool)
     monkeypatch.setattr(torch.cuda, "device_count", int)
     monkeypatch.setattr(subprocess, "run", run_here)

@@ -8,7 +8,7 @@ import torch
 from browser import TEXTS, wait, where
 
 from data import END, SILENCE, Caption, Episode, Episodes, write_shard
-from encoder import Projector
+from encoder import Features
 from runtime.shards import write_meta
 from scripts import page
 
@@ -283,9 +283,7 @@ def test_without_pictures_the_features_that_weigh_most_are_drawn(shown):
     obs = torch.zeros(60, 3)
     obs[20, 1] = 1
     obs[30:, 2] = -1
-    projector = Projector(3, 4, past=2)
-    projector.feature_weight[1] = 9
-    features = page.heat_map(projector, obs, ["constant", "<i>spike", "late"])
+    features = page.heat_map(Features(3), obs, ["constant", "<i>spike", "late"])
     assert features["names"] == ["<i>spike", "late"]
     browser, _ = shown(pictures=False, features=features)
     assert browser.js("document.getElementById('names').innerText").split() == features["names"]

@@ -20,8 +20,6 @@ SMALL = """--n_embd=16 --n_layer=2 --n_head=2 --T=16 --K=2 --batch_size=8 --n_an
     --device=cpu
     --learning_rate=0.01 --projector_lr=0.01 --max_iters=10 --eval_interval=5""".split()
 
-pytestmark = pytest.mark.usefixtures("quick_reader")
-
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):

@@ -6,7 +6,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from bench import report
 from data import SILENCE, Batch, Caption, Episodes, choose_annotated, score, write_stream
-from encoder import Encoder
+from encoder import Encoder, Features
 from model import Config, GPTNeoX
 from train import Grounding, Losses, Predictor
 
@@ -41,7 +41,7 @@ def test_controls_and_baselines_on_the_toy_data(toy, tokenizer):
     assert f1(report.captions_of(parrot, test, tokenizer, "shuffled")) < 0.6
     assert f1(report.captions_of(parrot, test, tokenizer, "zeroed")) == 0
     annotated = choose_annotated(train, 8, 0)
-    assert f1(report.reader_alone(test, train, annotated, 4, 0.0)) > 0.9
+    assert f1(report.reader_alone(test, train, annotated, tokenizer)) > 0.9
     written = report.probes(test, train, annotated, 4)
     assert list(written) == ["probe, present step", "probe, 4 steps"]
     assert min(f1(captions) for captions in written.values()) > 0.9
@@ -65,7 +65,8 @@ def test_runs_with_other_windows_stand_side_by_side(capsys):
 def test_losses_of_the_predictor_are_those_of_the_parallel_pass(toy, tokenizer):
     """The mean over all kinds and offsets, against what training makes of the same windows."""
     shape = Config(tokenizer.vocab_size, 16, 2, 2)
-    encoder, predictor = Encoder(GPTNeoX(shape), 6, 8), Predictor(GPTNeoX(shape), 16, 3)
+    encoder = Encoder(GPTNeoX(shape), Features(6), 8)
+    predictor = Predictor(GPTNeoX(shape), 16, 3)
     torch.nn.init.normal_(predictor.condition.weight)
     test = Episodes(toy, "test")
     losses = report.predictor_losses(encoder, predictor, test, tokenizer)

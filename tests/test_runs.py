@@ -23,7 +23,6 @@ SMALL = """--n_embd=16 --n_layer=2 --n_head=2 --T=16 --K=2 --batch_size=4 --n_an
     --device=cpu --warmup_iters=5 --learning_rate=0.01 --projector_lr=0.01
     --max_iters=12 --eval_interval=4""".split()
 LAST = "step-000012"
-pytestmark = pytest.mark.usefixtures("quick_reader")
 
 
 @pytest.fixture(scope="module")

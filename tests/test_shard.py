@@ -15,8 +15,6 @@ from train import Grounding, Predictor
 
 SHORT = "--max_iters=6 --eval_interval=3 --warmup_iters=2 --pseudo_labels=False".split()
 
-pytestmark = pytest.mark.usefixtures("quick_reader")  # it weighs the features, nothing more
-
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):

@@ -1,0 +1,232 @@
+"""The reader: prior of the text x evidence of the step."""
+
+import math
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+import encoder
+from data import END, SILENCE, Caption, Episodes, Tokenizer, read_text, score, write_text
+from encoder import (
+    Features,
+    Prior,
+    Reader,
+    answers,
+    choose_reader,
+    dense_weights,
+    kinds_of,
+    shortest_pauses,
+    sparse_weights,
+)
+
+TEXTS = [f"{verb} {thing}" for verb in ("take", "drop", "see") for thing in ("red", "blue")]
+
+
+class Told:
+    """Episodes in memory: obs and captions given, all annotated."""
+
+    def __init__(self, episodes):
+        self.episodes, self.meta = episodes, dict(obs_dim=episodes[0][0].shape[1])
+
+    def __len__(self):
+        return len(self.episodes)
+
+    def obs(self, i):
+        return self.episodes[i][0]
+
+    def known(self, i):
+        return np.ones(len(self.obs(i)), bool)
+
+    def known_captions(self, i):
+        return self.episodes[i][1]
+
+
+def episode(rng, texts, steps=60):
+    """Features 0, 1, 2 tell the verb, 3 and 4 what it is done to."""
+    obs, captions = torch.zeros(steps, 9), []
+    obs[:, 5:] = torch.from_numpy(rng.integers(0, 2, (steps, 4)))
+    for t in range(4, steps - 3, 9):
+        text = texts[rng.integers(len(texts))]
+        verb, thing = text.split()
+        obs[t, ["take", "drop", "see"].index(verb)] = 1
+        obs[t, 3 + ["red", "blue"].index(thing)] = 1
+        captions.append(Caption(t, t + 1, text))
+    return obs, captions
+
+
+@pytest.fixture
+def told():
+    """12 annotated episodes that never say "see blue", and 12 that do."""
+    rng = np.random.default_rng(0)
+    return Told([episode(rng, TEXTS[:-1] if n < 12 else TEXTS) for n in range(24)])
+
+
+def test_a_reader_says_what_was_annotated_and_what_never_was(told):
+    """ "blue" was learned of "take" and "drop"; the text of others has it after "see" too."""
+    tokenizer = Tokenizer.from_captions(TEXTS)
+    text = [(*tokenizer.encode(each), END, SILENCE) for each in TEXTS for _ in range(9)]
+    features = Features(9).measure(told)
+    true = [told.known_captions(i) for i in range(12, 24)]
+    for shared, f1, of_new in ((10**9, 0.99, 1.0), (1, 0.8, 0.0)):  # words, and a closed list
+        reader = Reader(features, tokenizer, False, shared).fit(told, list(range(12)), text)
+        result = score(true, [reader.captions(told.obs(i)) for i in range(12, 24)])
+        assert result["f1"] > f1 and result["texts"]["see blue"][0] == of_new
+
+
+def test_a_reader_is_chosen_by_what_it_reads_in_the_other_half(told):
+    tokenizer = Tokenizer.from_captions(TEXTS)
+    reader = choose_reader(told, list(range(12)), tokenizer, [])
+    true = [told.known_captions(i) for i in range(1, 12, 2)]
+    some = list(range(0, 12, 2))
+    again = Reader(reader.features, tokenizer, reader.weights is dense_weights, reader.shared)
+    again.fit(told, some, [])
+    others = [told.known_captions(i) for i in some]
+    written = [again.write(*again.logits(told.obs(i)), reader.margin) for i in range(1, 12, 2)]
+    again.fit(told, list(range(1, 12, 2)), [])
+    written += [again.write(*again.logits(told.obs(i)), reader.margin) for i in some]
+    assert reader.f1 == score(true + others, written)["f1"] >= max(reader.tried.values()) - 0.02
+
+
+def test_a_reader_learns_from_annotated_steps_alone(told, monkeypatch):
+    tokenizer = Tokenizer.from_captions(TEXTS)
+
+    def fitted():
+        return Reader(Features(9), tokenizer, False, 1).fit(told, [0, 1], [])
+
+    before = fitted()
+    known = np.arange(60) < 30
+    late = {caption.text for caption in told.known_captions(0) if caption.start >= 30}
+    monkeypatch.setattr(Told, "known", lambda self, i: known)
+    some = {i: [c for c in told.episodes[i][1] if c.start < 30] for i in (0, 1)}
+    monkeypatch.setattr(Told, "known_captions", lambda self, i: some[i])
+    told.obs(0)[30:] = 7  # what nobody annotated may be anything
+    reader = fitted()
+    assert late and not torch.equal(reader.offset, before.offset)
+    again = fitted()
+    told.obs(0)[30:] = -3
+    assert torch.equal(again.starts, reader.starts)
+    assert torch.equal(fitted().starts, reader.starts)
+
+
+def test_several_captions_of_a_step_are_read_in_their_order():
+    tokenizer = Tokenizer.from_captions(TEXTS)
+    captions = [Caption(3, 4, "see red"), Caption(3, 4, "drop blue"), Caption(8, 9, "see red")]
+    obs = torch.zeros(40, 4)
+    obs[3, 0], obs[8, 1] = 1, 1
+    told = Told([(obs.clone(), captions) for _ in range(4)])
+    reader = choose_reader(told, [0, 1, 2, 3], tokenizer, [])
+    assert reader.captions(obs) == captions
+
+
+def test_what_begins_alike_within_a_pause_is_said_once(told):
+    tokenizer = Tokenizer.from_captions(TEXTS)
+    reader = Reader(Features(9), tokenizer, False, 1).fit(told, [0], [])
+    reader.kinds = [(*tokenizer.encode(text), END, SILENCE) for text in ("take red", "see red")]
+    reader.pauses = {tuple(tokenizer.encode("take red")): 2, tuple(tokenizer.encode("see red")): 0}
+    likeliest = torch.tensor([0, 0, 2, 0, 1, 1, 2, 0, 0])  # 2: nothing
+    read = reader.write(10 * torch.eye(3)[likeliest], torch.zeros(9, len(reader.told)), 0.0)
+    assert [(c.start, c.text[:3]) for c in read] == [(0, "tak"), (4, "see"), (5, "see"), (7, "tak")]
+    logits = torch.tensor([[1.0, 0.0, 2.5], [0.0, 1.0, 3.5]])
+    for margin, texts in ((1.0, []), (2.0, ["take red"])):
+        read = reader.write(logits, torch.zeros(2, len(reader.told)), margin)
+        assert [c.text for c in read] == texts
+
+
+def test_pauses_are_the_shortest_between_what_begins_alike():
+    tokenizer = Tokenizer.from_captions(TEXTS)
+    starts = [[(3, "take red"), (5, "see red"), (9, "take red")], [(2, "see red"), (30, "see red")]]
+    told = Told([(torch.zeros(40, 1), [Caption(t, t + 1, x) for t, x in one]) for one in starts])
+    pauses = shortest_pauses(told, [0, 1], tokenizer)
+    take, see = (tuple(tokenizer.encode(text)) for text in ("take red", "see red"))
+    assert pauses == {take: 5, see: encoder.PAUSE}
+
+
+def test_kinds_are_beginnings_that_so_many_share(monkeypatch):
+    texts = [(7, 8, 0, 1)] * 3 + [(7, 9, 0, 1)] * 2 + [(5, 0, 1)]
+    whole = kinds_of(texts, 1)
+    assert all(kind == ids for ids, kind in whole.items())
+    assert kinds_of(texts, 3) == {texts[0]: texts[0], texts[3]: (7,), texts[5]: (5,)}
+    assert set(kinds_of(texts, 99).values()) == {(7,), (5,)}
+    monkeypatch.setattr(encoder, "KINDS", 2)
+    assert len(set(kinds_of(texts, 1).values())) == 2
+
+
+def test_an_answer_is_all_that_is_said_at_a_step():
+    tokenizer = Tokenizer.from_captions(TEXTS)
+    red, blue = ((*tokenizer.encode(f"see {x}"), END) for x in ("red", "blue"))
+    captions = [Caption(4, 5, "see red"), Caption(2, 3, "see blue"), Caption(4, 9, "see blue")]
+    assert answers(captions, tokenizer) == {4: (*red, *blue, SILENCE), 2: (*blue, SILENCE)}
+
+
+def test_the_prior_is_the_smoothed_trigram():
+    texts = [(5, 6, 7), (5, 6, 8), (9, 6, 8), (5, 6, 8)]
+    prior = Prior(texts)
+    assert prior.words == [5, 6, 7, 8, 9]
+
+    def by_hand(texts, prefix):
+        p = {w: 1e-4 / 5 for w in prior.words}
+        for order in range(min(2, len(prefix)) + 1):
+            context = prefix[len(prefix) - order :]
+            n = Counter(
+                ids[k]
+                for ids in texts
+                for k in range(len(context), len(ids))
+                if ids[k - len(context) : k] == context
+            )
+            if n:
+                weight = n.total() / (n.total() + 0.5 * len(n))
+                p = {w: (1 - weight) * p[w] + weight * n[w] / n.total() for w in p}
+        return [math.log(p[w]) for w in prior.words]
+
+    for prefix in [(), (5,), (5, 6), (9, 6), (7,), (6, 5)]:
+        assert prior(prefix).tolist() == pytest.approx(by_hand(texts, prefix), rel=1e-5)
+    # (5, 6, 7) stands there once: without itself, nothing speaks for 7 after 6
+    assert prior((5, 6), 7)[2] == pytest.approx(by_hand(texts[1:], (5, 6))[2], rel=0.5)
+    assert prior((5, 6), 7)[2] < prior((5, 6))[2] - 2
+
+
+@pytest.fixture
+def problem():
+    """X (300, 12), a target of 3 classes that features 0 and 1 tell, and an offset."""
+    X = torch.randn(300, 12)
+    logits = torch.stack((2 * X[:, 0], -2 * X[:, 0] + X[:, 1], X[:, 1]), 1)
+    target = torch.distributions.Categorical(logits=logits).sample()
+    return X, target, torch.randn(300, 3)
+
+
+def test_dense_weights_are_where_the_gradient_vanishes(problem):
+    X, target, offset = (problem[0].double(), problem[1], problem[2].double())
+    W = dense_weights(*problem, 3).double().requires_grad_()
+    loss = F.cross_entropy(offset + X @ W.T, target) + 0.005 * W.square().sum()
+    [gradient] = torch.autograd.grad(loss, W)
+    assert gradient.abs().max() < 1e-3
+
+
+def test_sparse_weights_meet_the_conditions_of_an_l1_penalty(problem):
+    """The gradient is the penalty where a weight is not 0, against its sign, and less elsewhere."""
+    X, target, offset = problem
+    W = sparse_weights(X, target, offset, 3, penalty=0.2, rounds=9, most=2).requires_grad_()
+    loss = F.cross_entropy(offset + X @ W.T, target)
+    [gradient] = torch.autograd.grad(loss, W)
+    zero = torch.zeros_like(W, requires_grad=True)
+    [first] = torch.autograd.grad(F.cross_entropy(offset + X @ zero.T, target), zero)
+    penalty, used = 0.2 * first.abs().max(), W != 0
+    assert 0 < used.sum() < 20
+    torch.testing.assert_close(gradient[used], -penalty * W[used].sign(), rtol=2e-3, atol=0)
+    assert gradient.abs().max() < 1.03 * penalty
+
+
+def test_text_without_observations_comes_back_from_disk(toy):
+    text = [[Caption(3, 4, "take a red café"), Caption(9, 10, "x")], []]
+    before = Episodes(toy, "train").identity()
+    assert read_text(toy) == []
+    write_text(toy, text)
+    assert read_text(toy) == text
+    assert Episodes(toy, "train").identity() != before
+    path = toy / "text-00000.jsonl"
+    path.write_text(path.read_text().replace("red", "rot"))
+    with pytest.raises(ValueError, match="text-00000.jsonl, line 1: does not match its crc"):
+        read_text(toy)
