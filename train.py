@@ -260,7 +260,7 @@ def open_data():
         if distributed.RANK == 0:
             from domains import crafter_play
 
-            crafter_play.make(data)
+            crafter_play.make(data, text=250)
     distributed.broadcast(None)  # the others wait
     train, val = Episodes(data, "train"), Episodes(data, "val")
     longest = max(train.steps(i) for i in range(len(train)))

@@ -24,7 +24,7 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
 from configurator import check_range, configure, run
-from data import Episode, Episodes, write_shard
+from data import Episode, Episodes, read_text, write_shard, write_text
 from domains.crafter_play import PER_SHARD, observe
 from domains.crafter_player import Player, World, constants
 from runtime.files import save_tensors
@@ -175,6 +175,7 @@ def main():
         if shard_path(data, split, 0).exists():  # fresh worlds are a test split alone
             write_split(Episodes(data, split), split, model)
     meta |= dict(obs_dim=WIDTH, dtype="float32", source=f"{meta['source']}, latents of its clone")
+    write_text(out, read_text(data))
     write_meta(out, **meta)
 
 

@@ -23,7 +23,7 @@ import numpy as np
 from tqdm import tqdm
 
 from configurator import check_range, configure, run
-from data import Caption, Episode, write_shard
+from data import Caption, Episode, write_shard, write_text
 from domains.crafter_details import DETAILS, situation, tell
 from domains.crafter_player import MOVES, Player, World, constants, objects
 from runtime.shards import shard_path, write_meta
@@ -33,6 +33,7 @@ episodes = 600  # of them a twelfth for val, and a twelfth for test
 steps = 200  # of an episode
 area = 36  # side of the world, in cells
 details = ""  # or where: "collect wood north"; or counts: "collect wood north, 3 now"
+text = 250  # more episodes, of which only the captions are kept
 first_seed = 0  # seed of the first world
 processes = 0  # 0: all cores
 
@@ -138,6 +139,12 @@ def make_shard(job):
     write_shard(folder, split, index, played)
 
 
+def tell_of(job):
+    """The captions of some worlds, a list a world."""
+    seeds, options = job
+    return [play(seed, **options).captions for seed in seeds]
+
+
 def make(
     out,
     train=500,
@@ -150,15 +157,18 @@ def make(
     begin=0,
     taste=2.0,
     details="",
+    text=0,
 ):
-    """Makes what is missing of a data set. Worlds are first_seed .. in the order train, val, test.
+    """Makes what is missing of a data set. Worlds are first_seed .. in the order train, val, test,
+    text.
 
     Raises ValueError where the folder was made with other settings.
     """
     counts = dict(train=train, val=val, test=test)
     options = dict(steps=steps, area=area, begin=begin, taste=taste)
     options |= dict(details=details) if details else {}  # a plan made without is still the same
-    write_plan(Path(out), counts | options | dict(first_seed=first_seed))
+    planned = counts | options | dict(first_seed=first_seed) | (dict(text=text) if text else {})
+    write_plan(Path(out), planned)
     jobs, seed = [], first_seed
     for split, count in counts.items():
         jobs += [(out, split, *shard, options) for shard in missing(out, split, seed, count)]
@@ -167,6 +177,10 @@ def make(
         made = pool.imap_unordered(make_shard, jobs)
         for _ in tqdm(made, total=len(jobs), desc=f"playing Crafter, {PER_SHARD} episodes each"):
             pass
+        worlds = range(seed, seed + text)
+        some = [(worlds[n : n + PER_SHARD], options) for n in range(0, text, PER_SHARD)]
+        told = tqdm(pool.imap(tell_of, some), "and for text alone", len(some))
+        write_text(out, [captions for of_some in told for captions in of_some])
     write_meta(
         out,
         obs_dim=len(play(first_seed, 1, area).obs[0]),
@@ -201,13 +215,25 @@ def main():
     configure(globals())
     check_range(globals(), 12, "episodes")
     check_range(globals(), 1, "steps")
+    check_range(globals(), 0, "text", most=10**6)
     check_range(globals(), 9, "area", most=1000)
     check_range(globals(), 0, "processes", most=1000)
     if details not in DETAILS:
         raise ValueError(f"--details={details}: where, counts, or nothing")
     held_out = episodes // 12
     train = episodes - 2 * held_out
-    make(out, train, held_out, held_out, steps, area, first_seed, processes, details=details)
+    make(
+        out,
+        train,
+        held_out,
+        held_out,
+        steps,
+        area,
+        first_seed,
+        processes,
+        details=details,
+        text=text,
+    )
 
 
 if __name__ == "__main__":

@@ -13,6 +13,8 @@ from pathlib import Path
 from data import Caption, record_faults
 from runtime.files import parse_json, regular_file
 
+LONGEST = 10**6  # steps of an episode of which there is only text
+
 
 def csv_rows(text):
     """(line number, dict) of a .csv file's rows; of several lines the last one's number."""
@@ -153,3 +155,19 @@ def read_all_captions(paths, steps, fps, annotated):
         texts |= of_file
         by_person = by_person - of_file.keys() if written else by_person | of_file.keys()
     return texts, by_person or set(texts)
+
+
+class AnyEpisode(dict):
+    """The steps of episodes of which there is only text: {any name: very many}."""
+
+    def __contains__(self, name):
+        return True
+
+    def __missing__(self, name):
+        return LONGEST
+
+
+def read_text(path, fps):
+    """A list of captions for each episode of the text."""
+    captions, _ = read_captions(path, AnyEpisode(), fps, "all")
+    return [sorted(set(in_episode)) for in_episode in captions.values()]

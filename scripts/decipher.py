@@ -34,7 +34,7 @@ import numpy as np
 from configurator import check_range, configure, run
 from data import Caption, Episode, Episodes, choose_annotated, write_shard
 from runtime.shards import read_meta, write_meta
-from scripts.captions import read_captions
+from scripts.captions import read_text
 
 data = ""  # the data set whose observations are to get captions
 text = ""  # .csv or .jsonl of captions of other episodes
@@ -52,7 +52,6 @@ FEWEST = 10  # what is rarer cannot be matched
 DISAGREE = 60.0  # deviance of a caption without its event, or the other way round
 MARGIN = 10.0  # of deviance, to the next best event
 NEAR = 3  # steps within which two events are of one thing
-LONGEST = 10**6  # steps of an episode of which there is only text
 
 
 class Marks:
@@ -178,22 +177,6 @@ def best_event(cost, seen):
 
 # -----------------------------------------------------------------------------
 # captions and observations as marks
-
-
-class AnyEpisode(dict):
-    """The steps of episodes of which there is only text: {any name: very many}."""
-
-    def __contains__(self, name):
-        return True
-
-    def __missing__(self, name):
-        return LONGEST
-
-
-def read_text(path, fps):
-    """A list of captions for each episode of the text."""
-    captions, _ = read_captions(path, AnyEpisode(), fps, "all")
-    return [sorted(set(in_episode)) for in_episode in captions.values()]
 
 
 def shortest_repeat(episodes):

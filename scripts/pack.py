@@ -32,14 +32,15 @@ import torch
 from tqdm import tqdm
 
 from configurator import check_range, configure, run
-from data import Episode, record_faults, write_shard
+from data import Episode, record_faults, write_shard, write_text
 from runtime.files import read_json, write_json
 from runtime.shards import SPLITS, read_shard, shard_path, shard_paths, write_meta
-from scripts.captions import read_all_captions
+from scripts.captions import read_all_captions, read_text
 from scripts.recordings import find_recordings, load, load_pictures, picture_bytes
 
 obs = ""  # the observations' files, e.g. 'episodes/*.npy'
 captions = ""  # .csv or .jsonl, several with commas between; without it nothing is annotated
+text = ""  # the same of other episodes, of which there are no observations: what is said, and how
 out = ""  # folder of the data set, e.g. data/mine
 fps = 0.0  # steps per second; with it the captions' times are seconds, else steps
 annotated = "all"  # of an episode with captions: 'all' | 'captions', only where they are
@@ -229,6 +230,7 @@ def make():
     meta |= dict(source=source, licence=licence, splits=present)
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder, read_text(text, fps) if text else [])
     pack(folder, shards, texts, meta)
     steps = sum(recording.steps for recording in recordings)
     count = sum(bool(caption.text) for of in texts.values() for caption in of)

@@ -70,13 +70,13 @@ def test_captions_come_back_from_the_stream_as_they_went_in(drawn):
 
 
 def test_the_stream_of_the_docstring():
-    captions = [Caption(3, 9, "eat a cow"), Caption(1, 4, "wood"), Caption(1, 2, "a")]
+    captions = [Caption(3, 9, "eat a cow"), Caption(1, 4, "place table"), Caption(1, 2, "a")]
     tok, step = write_stream(captions, 5, WORDS)
     words = {END: "END", SILENCE: "SILENCE"}
     said = " ".join(words.get(i) or WORDS.decode([i]).strip() for i in tok.tolist())
-    expected = "SILENCE wood END a END SILENCE SILENCE eat a cow END SILENCE SILENCE"
+    expected = "SILENCE place table END a END SILENCE SILENCE eat a cow END SILENCE SILENCE"
     assert said == expected
-    assert step.tolist() == [0, *[1] * 5, 2, *[3] * 5, 4]
+    assert step.tolist() == [0, *[1] * 6, 2, *[3] * 5, 4]
 
 
 def test_a_caption_without_tokens_is_refused():

@@ -9,7 +9,7 @@ import torch
 from conftest import program, toy_episode
 from safetensors.torch import save_file
 
-from data import Caption, Episodes, write_shard
+from data import Caption, Episodes, read_text, write_shard
 from runtime import shards
 from runtime.shards import write_meta
 from scripts import check, pack, show
@@ -571,3 +571,13 @@ def test_what_nobody_annotated_can_be_trained_on_as_well(folder, packed):
     for split in ("train", "val", "test"):
         episodes = Episodes(folder / "mine", split)
         assert len(episodes) and not any(episodes.known(i).any() for i in range(len(episodes)))
+
+
+def test_text_of_other_episodes_is_packed_beside(folder, packed):
+    rows = "other1,3,,say twice\nother1,9,,never seen\nother2,1,,say twice\n"
+    (folder / "text.csv").write_text("episode,start,end,text\n" + rows)
+    packed(text=str(folder / "text.csv"))
+    told = [[(c.start, c.text) for c in captions] for captions in read_text(folder / "mine")]
+    assert told == [[(3, "say twice"), (9, "never seen")], [(1, "say twice")]]
+    packed(text="")
+    assert read_text(folder / "mine") == []
