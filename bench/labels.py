@@ -2,14 +2,14 @@
 What annotated episodes buy: each arm with 0 .. 128 of them, on worlds that nothing has seen.
 
     python -m bench.labels --arm=ours --annotated=8 --seed=0     trains and scores one cell
-    python -m bench.labels --arm="ours with text" --annotated=0  none: what scripts.decipher finds
+    python -m bench.labels --arm=reader --annotated=8            its reader alone, in seconds
     python -m bench.labels                                       the table of all that were scored
 
-Every cell is a run of train.py on Crafter with the flags below, in out/labels. It is scored on 50
-episodes of fresh worlds. A seed is another choice of annotated episodes, other weights, and where
-there is text, that of 250 other worlds.
-For what a policy network sees (domains/crafter_latents.py) add --data=data/crafter-latents
---fresh=data/crafter-latents-fresh --out=out/labels-latents.
+Every cell of a run is one of train.py on Crafter with the flags below, in out/labels. It is scored
+on 50 episodes of fresh worlds. A seed is another choice of annotated episodes, and other weights.
+"with text" knows the captions of 250 other worlds, which were never seen beside an observation.
+For captions that tell where and how many, and for what a policy network sees, add
+--data=data/crafter-details --out=out/labels-details, or --data=data/crafter-latents (README).
 """
 
 import json
@@ -19,9 +19,11 @@ from pathlib import Path
 
 import numpy as np
 
-from bench.report import captions_of, interval, reader_alone
+from bench.probe import regression
+from bench.report import captions_of, interval
 from configurator import check_range, configure, run
-from data import Episodes, choose_annotated, score
+from data import Episodes, Tokenizer, choose_annotated, match, read_text, score
+from encoder import choose_reader
 from sample import load
 
 arm = ""  # which arm to run; '': none, only the table
@@ -34,25 +36,30 @@ flags = ""  # more flags of train.py, which count more than the arm's
 
 FRESH = "data/crafter-fresh"
 ALL = 10**6
-FINE_TUNING = "--pseudo_labels=False --predict_weight=0 --feature_power="
+FINE_TUNING = "--pseudo_labels=False --predict_weight=0"
 ARMS = {
     "ours": "",
-    "ours with text": "--eval_interval=400",  # once, so val chooses nothing
+    "ours, deciphered": "--eval_interval=400",  # once, so val chooses nothing
     "without the predictor": "--predict_weight=0",
     "without gradient from it": "--detach=True",
     "without pseudo-labels": "--pseudo_labels=False",
-    "without feature weights": "--feature_power=0",
-    "fine-tuning": FINE_TUNING + "10",  # better than 4
-    "plain fine-tuning": FINE_TUNING + "0",
+    "plain fine-tuning": FINE_TUNING,
+    "reader": None,  # no run: fitted in seconds
+    "reader with text": None,
+    "logistic regression": None,
 }
 
 
 def fresh_episodes():
     """50 episodes from worlds whose seeds no other data set has."""
-    if not Path(FRESH, "meta.json").exists():
+    if fresh != FRESH and not Path(fresh, "meta.json").exists():
+        raise ValueError(f"{fresh}: no such data set; see --help")
+    if not Path(fresh, "meta.json").exists():
         from domains import crafter_play
 
-        crafter_play.make(FRESH, train=0, val=0, test=50, first_seed=1_000_000)
+        plan = json.loads(Path(data, "plan.json").read_text())
+        about = dict(details=plan.get("details", ""), first_seed=1_000_000)
+        crafter_play.make(fresh, train=0, val=0, test=50, **about)
     return Episodes(fresh, "test")
 
 
@@ -85,46 +92,83 @@ def deciphered():
     return folder
 
 
-def cell():
-    """Trains one arm, scores it, without the predictor its reader alone as well, and keeps that."""
-    folder, n = (deciphered(), ALL) if arm == "ours with text" else (data, annotated)
-    train, episodes = Episodes(folder, "train"), fresh_episodes()
-    out_dir = Path(out, f"{arm.replace(' ', '-')}-{annotated}-{seed}")
-    of_cell = f"--data={folder} --out_dir={out_dir} --n_annotated={n} --seed={seed}"
+def trained(train):
+    """What a run of train.py writes on the fresh worlds, {name: captions of each}."""
+    n = ALL if arm == "ours, deciphered" else annotated
+    out_dir = Path(out, f"{arm.replace(', ', '-').replace(' ', '-')}-{annotated}-{seed}")
+    of_cell = f"--data={train.folder} --out_dir={out_dir} --n_annotated={n} --seed={seed}"
     command = [sys.executable, "train.py", *f"{of_cell} {ARMS[arm]} {flags}".split()]
     if subprocess.run([*command, "--resume"]).returncode:
         sys.exit(2)  # train.py has said why
-    encoder, _, tokenizer, config = load(out_dir)
-    true = [episodes.captions(i) for i in range(len(episodes))]
-    arms = {arm: captions_of(encoder, episodes, tokenizer)}
+    encoder, _, tokenizer, _ = load(out_dir)
+    arms = {arm: captions_of(encoder, fresh_episodes(), tokenizer)}
     if not annotated:
-        shuffled = captions_of(encoder, episodes, tokenizer, "shuffled")
+        shuffled = captions_of(encoder, fresh_episodes(), tokenizer, "shuffled")
         arms[f"{arm}, observations shuffled"] = shuffled
-    if arm == "without the predictor":
-        some = choose_annotated(train, n, seed)
-        arms["reader alone"] = reader_alone(episodes, train, some, tokenizer)
+    return arms
+
+
+def fitted(train, some):
+    """What a reader, or a logistic regression, of the annotated episodes reads there."""
+    episodes = fresh_episodes()
+    if arm == "logistic regression":
+        return regression(train, some, Episodes(data, "val"), episodes)
+    text = read_text(data) if arm == "reader with text" else []
+    captions = [*(train.known_captions(i) for i in some), *text]
+    tokenizer = Tokenizer.from_captions({c.text for of in captions for c in of})
+    reader = choose_reader(train, some, tokenizer, text)
+    return [reader.captions(episodes.obs(i)) for i in range(len(episodes))]
+
+
+def cell():
+    """Scores one arm, and keeps that."""
+    train = Episodes(deciphered() if arm == "ours, deciphered" else data, "train")
+    some = choose_annotated(train, annotated, seed)
+    arms = {arm: fitted(train, some)} if ARMS[arm] is None else trained(train)
+    episodes = fresh_episodes()
+    true = [episodes.captions(i) for i in range(len(episodes))]
+    said = {caption.text for i in some for caption in train.known_captions(i)}
+    Path(out).mkdir(parents=True, exist_ok=True)
     with open(Path(out, "scores.jsonl"), "a") as file:
         for name, captions in arms.items():
-            f1 = score(true, captions)["f1"]
-            file.write(json.dumps(dict(arm=name, N=annotated, seed=seed, f1=f1)) + "\n")
+            result = score(true, captions)
+            row = dict(arm=name, N=annotated, seed=seed, **recall_of_new(true, captions, said))
+            row |= {key: result[key] for key in ("f1", "f1_exact", "word_f1")}
+            file.write(json.dumps(row) + "\n")
+
+
+def recall_of_new(true, written, said):
+    """The share of captions found whose text no annotated episode has; none, where there are none
+    such."""
+    new = [[caption for caption in of if caption.text not in said] for of in true]
+    count = sum(map(len, new))
+    found = sum(len(match(*pair)) for pair in zip(new, written, strict=True))
+    return dict(new=found / count) if count else {}
 
 
 def table():
-    """Mean F1 of each arm over seeds +- half of its 95 % interval, a column for each N; and by how
-    much ours is better, paired by seed."""
+    """Mean of each arm over seeds +- half of its 95 % interval, a column for each N: F1, word F1,
+    and recall of captions whose text was never annotated; and by how much ours is better, paired
+    by seed."""
     if not Path(out, "scores.jsonl").exists():
         raise ValueError(f"{out}: nothing was scored yet; --arm=ours --annotated=8 is a cell")
     rows = [json.loads(line) for line in open(Path(out, "scores.jsonl"))]
-    scores = {}
-    for row in rows:
-        scores.setdefault(row["arm"], {}).setdefault(row["N"], {})[row["seed"]] = row["f1"]
-    counts = sorted({row["N"] for row in rows})
-    print(f"{'F1 on fresh worlds':38}" + "".join(f"  {f'N={N}':>15}" for N in counts))
-    for name, of_arm in scores.items():
-        show(name, [list(of_arm.get(N, {}).values()) for N in counts])
-    ours = scores.pop("ours", {})
-    print("\nours minus that, by seed")
-    for name, of_arm in scores.items():
+    counts, scores = sorted({row["N"] for row in rows}), {}
+    titles = dict(f1="F1", word_f1="word F1", new="recall of texts never annotated")
+    for key, title in titles.items():
+        print(f"{title + ' on fresh worlds':44}" + "".join(f"  {f'N={N}':>15}" for N in counts))
+        scores[key] = {}
+        for row in rows:
+            of_arm = scores[key].setdefault(row["arm"], {})
+            of_arm.setdefault(row["N"], {})[row["seed"]] = row.get(key)
+        for name, of_arm in scores[key].items():
+            values = [of_arm.get(N, {}).values() for N in counts]
+            show(name, [[x for x in of if x is not None] for of in values])
+        print()
+    ours = scores["f1"].pop("ours", {})
+    if ours:
+        print("F1 of ours minus that, by seed")
+    for name, of_arm in scores["f1"].items() if ours else ():
         pairs = [(ours.get(N, {}), of_arm.get(N, {})) for N in counts]
         show(name, [[a[s] - b[s] for s in a.keys() & b.keys()] for a, b in pairs])
 
@@ -132,7 +176,7 @@ def table():
 def show(name, cells):
     """A line of the table: the mean of each cell's numbers, and its interval."""
     texts = [f"{np.mean(c):.3f} +- {interval(c):.3f}" if c else "" for c in cells]
-    print(f"{name:38}" + "".join(f"  {text:>15}" for text in texts))
+    print(f"{name:44}" + "".join(f"  {text:>15}" for text in texts))
 
 
 def main():
@@ -140,8 +184,8 @@ def main():
     check_range(globals(), 0, "annotated seed")
     if arm and arm not in ARMS:
         raise ValueError(f"--arm={arm}: one of {', '.join(ARMS)}")
-    if arm and not annotated and arm != "ours with text":
-        raise ValueError("--annotated=0: only --arm='ours with text' has captions then")
+    if arm and not annotated and arm != "ours, deciphered":
+        raise ValueError("--annotated=0: only --arm='ours, deciphered' has captions then")
     if arm:
         cell()
     table()

@@ -107,15 +107,16 @@ class Probe:
         """The logits of each episode."""
         return [self.logits(self.look(episodes.obs(i)), self.weight) for i in range(len(episodes))]
 
-    def captions(self, logits, margin, pause):
-        """What starts in an episode, logits (N, texts + 1), and then nothing for `pause` steps."""
-        captions, free = [], 0
-        best, which = logits[:, :-1].max(1)
-        for t in (best > logits[:, -1] + margin).nonzero()[:, 0].tolist():
-            if t >= free:
-                captions.append(Caption(t, t + 1, self.texts[which[t]]))
-                free = t + pause
-        return captions
+
+def write(logits, texts, margin, pause):
+    """What starts in an episode, logits (N, texts + 1), and then nothing for `pause` steps."""
+    captions, free = [], 0
+    best, which = logits[:, :-1].max(1)
+    for t in (best > logits[:, -1] + margin).nonzero()[:, 0].tolist():
+        if t >= free:
+            captions.append(Caption(t, t + 1, texts[which[t]]))
+            free = t + pause
+    return captions
 
 
 def multiplications(T, train, annotated):
@@ -132,8 +133,48 @@ def probe(T, train, annotated, val, episodes):
         model.fit(penalty)
         logits = model.read(val)
         for margin, pause in itertools.product(MARGINS, PAUSES):
-            f1 = score(true, [model.captions(x, margin, pause) for x in logits])["f1"]
+            f1 = score(true, [write(x, model.texts, margin, pause) for x in logits])["f1"]
             if f1 > best:
                 best, chosen, weight = f1, (margin, pause), model.weight
     model.weight = weight
-    return [model.captions(x, *chosen) for x in model.read(episodes)]
+    return [write(x, model.texts, *chosen) for x in model.read(episodes)]
+
+
+def regression(train, annotated, val, episodes):
+    """What scikit-learn's logistic regression says, one of a text against all else, with an L1
+    penalty, of each step's state and change. Penalty, margin and pause are chosen on val."""
+    try:
+        from sklearn.linear_model import LogisticRegression
+        from sklearn.multiclass import OneVsRestClassifier
+    except ImportError:
+        remedy = "pip install -r requirements-extra.txt"
+        raise ValueError(f"the package scikit-learn is missing: run `{remedy}`") from None
+    texts = sorted({c.text for i in annotated for c in train.known_captions(i)})
+    obs = torch.cat([train.obs(i) for i in annotated]).float()
+    mean, std = obs.mean(0), obs.std(0)
+    scale = (std > 1e-6) / std.clamp(min=1e-6)
+
+    def look(obs):  # (N, D) -> (N, 2 D)
+        x = (obs.float() - mean) * scale
+        return torch.cat((x, F.pad(x.diff(dim=0), (0, 0, 1, 0))), 1).clamp(-3, 3).numpy()
+
+    label = np.concatenate([starts(train, i, texts).numpy() for i in annotated])
+    x = np.concatenate([look(train.obs(i)) for i in annotated])[label >= 0]
+    label, best = label[label >= 0], (-1, None)
+    for strength in (0.3, 0.1, 0.03):
+        one = LogisticRegression(penalty="l1", solver="liblinear", C=strength)
+        model = OneVsRestClassifier(one).fit(x, label)
+
+        def logits(part, i, model=model):
+            found = np.full((part.steps(i), len(texts) + 1), -99.0)
+            found[:, model.classes_] = model.decision_function(look(part.obs(i)))
+            return torch.from_numpy(found)
+
+        seen = [logits(val, i) for i in range(len(val))]
+        for margin, pause in itertools.product(np.arange(-4, 4.1, 1), PAUSES):
+            written = [write(y, texts, margin, pause) for y in seen]
+            f1 = score(true_captions(val), written)["f1"]
+            best = max(best, (f1, strength, margin, pause, model), key=lambda row: row[0])
+    _, _, margin, pause, model = best
+    read = [logits(episodes, i, model) for i in range(len(episodes))]
+    return [write(y, texts, margin, pause) for y in read]
