@@ -43,15 +43,14 @@ class Features(nn.Module):
     """What is seen of a step: its state and its change since the last, in deviations.
 
     Where single values tell, each value of a feature that has few, and whether it was just taken
-    on. In `dense` observations, as a network's latents, the change of the change instead, and the
-    positive part of all three.
+    on. In `dense` observations, as a network's latents, the change of the change instead, the
+    difference from the mean of `past` steps before, and the positive part of all four.
     """
 
-    PAST = 2  # steps before the present that are seen
-
-    def __init__(self, obs_dim, dense=False, values=0):
-        """obs_dim: D. values: how many `measure` found, of a stored one."""
+    def __init__(self, obs_dim, dense=False, past=8, values=0):
+        """obs_dim: D. past: at least 2. values: how many `measure` found, of a stored one."""
         super().__init__()
+        self.past = max(past, 2)
         self.register_buffer("mean", torch.zeros(obs_dim))
         self.register_buffer("scale", torch.ones(obs_dim))  # 0 of what never moves
         self.register_buffer("column", torch.zeros(values, dtype=torch.int64))  # of each value
@@ -85,7 +84,7 @@ class Features(nn.Module):
 
     def size(self):
         """F, the number of features of a step."""
-        return 6 * len(self.mean) if self.dense else 2 * (len(self.mean) + len(self.value))
+        return 8 * len(self.mean) if self.dense else 2 * (len(self.mean) + len(self.value))
 
     def forward(self, obs):  # (.., N, D) -> (.., N, F)
         x = obs.to(self.mean.dtype)
@@ -96,7 +95,9 @@ class Features(nn.Module):
 
         parts = [deviations(x - self.mean), deviations(change)]
         if self.dense:
-            parts.append(deviations(change - before(change)))
+            still = x[..., :1, :].expand(*x.shape[:-2], self.past, -1)
+            earlier = torch.cat((still, x[..., :-1, :]), -2).unfold(-2, self.past, 1).mean(-1)
+            parts += [deviations(change - before(change)), deviations(x - earlier)]
             parts += [part.clamp(min=0) for part in parts]
         else:
             now = (x[..., self.column] == self.value).to(x.dtype)
@@ -355,12 +356,13 @@ SHARED = 1, 3, 10**9  # texts that make a kind: closed list .. first words
 MARGINS = 3.0, 2.0, 4.0
 
 
-def choose_reader(episodes, annotated, tokenizer, text):
+def choose_reader(episodes, annotated, tokenizer, text, past=8):
     """A reader of the annotated episodes. Evidence, kinds and margin are those with which a reader
     of one half says best what is in the other, by caption F1, which `f1` keeps; of those that are
     as good but for chance, the first.
 
-    text: captions of episodes without observations, a list of lists of Captions.
+    text: captions of episodes without observations, a list of lists of Captions. past: steps that
+    dense features look back, half a window, or the encoder does not see them.
     """
     text = [ids for captions in text for ids in answers(captions, tokenizer).values()]
     halves = (annotated[::2], annotated[1::2]) if len(annotated) > 1 else (annotated, annotated)
@@ -370,7 +372,7 @@ def choose_reader(episodes, annotated, tokenizer, text):
     def reader(evidence, shared):
         dense_features, dense_evidence = evidence
         if dense_features not in measured:
-            measured[dense_features] = Features(D, dense_features).measure(episodes)
+            measured[dense_features] = Features(D, dense_features, past).measure(episodes)
         return Reader(measured[dense_features], tokenizer, dense_evidence, shared)
 
     def attempt(*choice):
@@ -507,7 +509,7 @@ class Encoder(nn.Module):
         """
         half, caches, recent = self.T // 2, [], []
         for t, obs in enumerate(observations):
-            recent = recent[-Features.PAST :] + [obs]
+            recent = recent[-self.projector.features.past :] + [obs]
             if t % half == 0:
                 caches = caches[-1:] + [(t, self.lm.new_cache(1))]
             # a window sees nothing before its start
@@ -545,7 +547,7 @@ class Encoder(nn.Module):
                 raise ValueError("it writes another kind of stream: train it anew")
             T = int(about["T"])
             D, values = (len(weights[f"features.{name}"]) for name in ("mean", "value"))
-            features = Features(D, bool(weights["features.dense"]), values)
+            features = Features(D, bool(weights["features.dense"]), T // 2, values)
             encoder = cls(lm, features, T)
             encoder.projector.load_state_dict(weights)
         except (SafetensorError, LookupError, TypeError, ValueError, RuntimeError) as error:

@@ -290,10 +290,12 @@ def build(episodes, annotated):
     reader = None
     if annotated and pseudo_labels:
         print0("fitting a reader to the annotated steps")
-        reader = choose_reader(episodes, annotated, tokenizer, text)
+        reader = choose_reader(episodes, annotated, tokenizer, text, T // 2)
         print0(f"a reader of half of the annotated episodes: F1 {reader.f1:.2f} on the rest")
         print0(str(reader))
-    features = reader.features if reader else Features(episodes.meta["obs_dim"]).measure(episodes)
+    features = Features(episodes.meta["obs_dim"], past=T // 2).measure(episodes)
+    if reader:
+        features = reader.features
     encoder = Encoder(encoder_lm, features, T, pretrained=init_from != "scratch")
     if reader:
         encoder.projector.start_from(reader)

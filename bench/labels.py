@@ -34,7 +34,6 @@ data = "data/crafter"  # what is trained on
 fresh = "data/crafter-fresh"  # what is scored
 flags = ""  # more flags of train.py, which count more than the arm's
 
-FRESH = "data/crafter-fresh"
 ALL = 10**6
 FINE_TUNING = "--pseudo_labels=False --predict_weight=0"
 ARMS = {
@@ -52,13 +51,13 @@ ARMS = {
 
 def fresh_episodes():
     """50 episodes from worlds whose seeds no other data set has."""
-    if fresh != FRESH and not Path(fresh, "meta.json").exists():
-        raise ValueError(f"{fresh}: no such data set; see --help")
     if not Path(fresh, "meta.json").exists():
+        plan = Path(data, "plan.json")
+        if not plan.exists():
+            raise ValueError(f"{fresh}: no such data set, and {data} is not by crafter_play")
         from domains import crafter_play
 
-        plan = json.loads(Path(data, "plan.json").read_text())
-        about = dict(details=plan.get("details", ""), first_seed=1_000_000)
+        about = dict(details=json.loads(plan.read_text()).get("details", ""), first_seed=1_000_000)
         crafter_play.make(fresh, train=0, val=0, test=50, **about)
     return Episodes(fresh, "test")
 

@@ -67,9 +67,9 @@ def most_frequent(episodes, train, annotated):
     return [[Caption(t, t + 1, text) for t in range(every // 2, n, every)] for n in lengths]
 
 
-def reader_alone(episodes, train, annotated, tokenizer):
+def reader_alone(episodes, train, annotated, tokenizer, past=8):
     """What the encoder is taught on unannotated episodes: its fit is convex, so the same again."""
-    reader = choose_reader(train, annotated, tokenizer, read_text(train.folder))
+    reader = choose_reader(train, annotated, tokenizer, read_text(train.folder), past)
     return [reader.captions(episodes.obs(i)) for i in range(len(episodes))]
 
 
@@ -134,7 +134,7 @@ def report(out_dir, split="test", device="auto"):
         "observations zeroed": captions_of(encoder, episodes, tokenizer, "zeroed"),
     }
     if annotated:
-        arms["reader alone"] = reader_alone(episodes, train, annotated, tokenizer)
+        arms["reader alone"] = reader_alone(episodes, train, annotated, tokenizer, encoder.T // 2)
         arms |= probes(episodes, train, annotated, encoder.T)
         arms["most frequent caption"] = most_frequent(episodes, train, annotated)
     arms["perfect writer"] = perfect_writer(episodes, tokenizer)

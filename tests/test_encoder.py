@@ -92,7 +92,7 @@ def test_an_episode_longer_than_a_window_is_written_in_windows_primed_with_their
 @pytest.mark.parametrize("dense", [False, True])
 @pytest.mark.parametrize("steps", [1, 5, 8, 9, 21])
 def test_streaming_says_at_each_step_what_annotate_writes(tiny, T, dense, steps):
-    encoder = Encoder(tiny, Features(5, dense), T).double()
+    encoder = Encoder(tiny, Features(5, dense, T // 2), T).double()
     obs = random_obs(steps)
     tok, step, prob = (x[0] for x in encoder.annotate(obs[None]))
     said = list(encoder.stream(obs))
@@ -179,9 +179,10 @@ def test_what_is_seen_of_a_step_as_by_hand():
         [0.5, 3, 0, 2, 0, 1, 0, 0],
     ]
     assert features(obs).tolist() == expected and features.size() == 8
-    features = Features(2, dense=True)
+    features = Features(2, dense=True, past=2)
     features.mean[:], features.scale[:] = 1, 0.5
-    some = [[-0.5, 2, 0, 0, 0, 0], [0.5, 2, 1, 0, 1, 0], [0.5, 3, 0, 2, -1, 2]]
+    # state, change, its change, and the difference from the mean of two steps before
+    some = [[-0.5, 2, 0, 0, 0, 0, 0, 0], [0.5, 2, 1, 0, 1, 0, 1, 0], [0.5, 3, 0, 2, -1, 2, 0.5, 2]]
     positive = [[max(x, 0) for x in row] for row in some]
     assert features(obs).tolist() == [a + b for a, b in zip(some, positive, strict=True)]
-    assert features.size() == 12
+    assert features.size() == 16
