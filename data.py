@@ -440,8 +440,8 @@ class Windows:
     def padded(self, rows):
         """Windows, the longest last -> a Batch."""
         obs, noise, *slots = zip(*rows, strict=True)
-        # few different lengths: on a GPU each takes a compilation of its own
-        room = max(self.T // 4, 1)
+        # long windows have few different lengths: on a GPU each takes a compilation
+        room = self.T // 4 if self.T > 32 else 1
         L = -(-len(slots[0][-1]) // room) * room
 
         def stacked(rows, value):

@@ -55,7 +55,7 @@ class Features(nn.Module):
         self.register_buffer("scale", torch.ones(obs_dim))  # 0 of what never moves
         self.register_buffer("column", torch.zeros(values, dtype=torch.int64))  # of each value
         self.register_buffer("value", torch.zeros(values))
-        self.register_buffer("dense", torch.tensor(dense))
+        self.register_buffer("dense", torch.tensor(float(dense)))
 
     def measure(self, episodes, sample=60):
         """Mean, deviation and values of each feature, from some episodes, one at a time."""

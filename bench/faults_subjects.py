@@ -23,7 +23,7 @@ from bench.faults import make_data
 from data import Episode, Episodes, Tokenizer, write_shard
 from domains.vpt import embed
 from domains.vpt.network import VPT
-from encoder import Encoder
+from encoder import Encoder, Features
 from model import Config, GPTNeoX
 from runtime.files import read_json
 from runtime.pretrained import BYTE
@@ -112,7 +112,7 @@ def make_pretrained(folder):
     Tokenizer.from_captions(["walk", "open"]).save(folder / "pieces.json")
     model = GPTNeoX(Config(len(stored["model"]["vocab"]) + 1, 16, 2, 2))
     model.save_pretrained(folder / "one")
-    Encoder(model, 6, 16).save_pretrained(folder / "encoder")
+    Encoder(model, Features(6), 16).save_pretrained(folder / "encoder")
     model.save_pretrained(folder / "shards")
     (folder / "shards/model.safetensors").unlink()
     weights = {name: p.detach() for name, p in model.named_parameters()}
@@ -131,7 +131,8 @@ def use_pretrained(folder, broken):
     tok = tokenizer.encode(text)
     logits = [GPTNeoX.from_pretrained(folder / x)(torch.tensor([tok])) for x in ("one", "shards")]
     encoder = Encoder.from_pretrained(folder / "encoder")
-    logits.append(encoder(torch.ones(1, len(tok), 6), torch.tensor([tok])))
+    step = torch.arange(len(tok))[None]
+    logits.append(encoder(torch.ones(1, len(tok), 6), torch.tensor([tok]), step))
     return tok, [x.tolist() for x in logits]
 
 

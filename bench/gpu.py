@@ -23,7 +23,7 @@ from bench.exp1 import PYTHIA, Shape, memory, operations
 from bench.faults import make_data
 from configurator import run
 from data import Batch
-from encoder import Encoder
+from encoder import Encoder, Features
 from model import Config, GPTNeoX, linear_cross_entropy
 from train import Grounding, Predictor, ahead_attention, ahead_mask
 
@@ -181,7 +181,7 @@ def a_model(shape, windows, T):
     """Encoder and predictor with random weights, and windows all of whose steps are annotated."""
     config = Config(shape.words, shape.width, shape.layers, shape.heads)
     with torch.device(DEVICE):
-        encoder = Encoder(GPTNeoX(config), D, T)
+        encoder = Encoder(GPTNeoX(config), Features(D), T)
         model = Grounding(encoder, Predictor(GPTNeoX(config), shape.width, K))
         tok, known = torch.randint(shape.words, (windows, T)), torch.ones(windows, T).bool()
         obs, noise = torch.randn(windows, T, D), torch.rand(windows, 2 * T)

@@ -82,7 +82,7 @@ def test_the_fit_is_the_least_of_the_penalised_likelihood(tmp_path):
     model = probe.Probe(train, annotated, 2)
     model.fit(1e-2)
     seen = [model.look(train.obs(i)).unfold(0, 2, 1).flatten(1) for i in annotated]
-    label = torch.cat([train.starts(i, model.texts) for i in annotated])
+    label = torch.cat([probe.starts(train, i, model.texts) for i in annotated])
     x = torch.nn.functional.pad(torch.cat(seen), (0, 1), value=1.0)[label >= 0]
     y = torch.eye(3)[label[label >= 0]]
     assert len(x) == 60 + 30 + 60
@@ -102,12 +102,11 @@ def test_a_feature_that_never_moved_says_nothing_when_it_does(tmp_path):
 
 
 def test_the_probe_pauses_after_a_caption():
-    model = object.__new__(probe.Probe)
-    model.texts = ["walk", "run"]
+    texts = ["walk", "run"]
     logits = torch.tensor([[0.0, 0, 1], [2, 0, 1], [0, 3, 1], [0, 0, 1], [0, 2, 1]])
-    assert [c[::2] for c in model.captions(logits, 0, 1)] == [(1, "walk"), (2, "run"), (4, "run")]
-    assert [c[::2] for c in model.captions(logits, 0, 3)] == [(1, "walk"), (4, "run")]
-    assert model.captions(logits, 2.5, 1) == []
+    every = [(1, "walk"), (2, "run"), (4, "run")]
+    for margin, pause, said in ((0, 1, every), (0, 3, every[::2]), (2.5, 1, [])):
+        assert [c[::2] for c in probe.write(logits, texts, margin, pause)] == said
 
 
 def test_a_line_for_each_of_the_three(tmp_path, monkeypatch, capsys):

@@ -8,7 +8,7 @@ from test_processes import losses, together
 from test_runs import contents
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from encoder import Encoder
+from encoder import Encoder, Features
 from model import Config, GPTNeoX
 from runtime import checkpoint, distributed
 from train import Grounding, Predictor
@@ -70,7 +70,7 @@ def test_each_process_holds_its_part_alone(monkeypatch):
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=8)
     try:
         encoder, predictor = (GPTNeoX(Config(64, 32, 2, 2)) for _ in range(2))
-        model = Grounding(Encoder(encoder, 6, 16), Predictor(predictor, 32, 4))
+        model = Grounding(Encoder(encoder, Features(6), 16), Predictor(predictor, 32, 4))
         everything = sum(x.numel() for x in model.parameters())
         distributed.place(model, "cpu", True)
         assert sum(x.to_local().numel() for x in model.parameters()) == everything / 8
