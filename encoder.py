@@ -354,19 +354,21 @@ def shortest_pauses(episodes, annotated, tokenizer):
 EVIDENCE = (False, False), (False, True), (True, True)  # features of a dense kind; dense weights
 SHARED = 1, 3, 10**9  # texts that make a kind: closed list .. first words
 MARGINS = 3.0, 2.0, 4.0
+FOLDS = 4
 
 
 def choose_reader(episodes, annotated, tokenizer, text, past=8):
     """A reader of the annotated episodes. Evidence, kinds and margin are those with which a reader
-    of one half says best what is in the other, by caption F1, which `f1` keeps; of those that are
-    as good but for chance, the first.
+    of a part says best what is in the rest, by caption F1, which `f1` keeps; of those that are as
+    good but for chance, the first.
 
     text: captions of episodes without observations, a list of lists of Captions. past: steps that
     dense features look back, half a window, or the encoder does not see them.
     """
     text = [ids for captions in text for ids in answers(captions, tokenizer).values()]
-    halves = (annotated[::2], annotated[1::2]) if len(annotated) > 1 else (annotated, annotated)
-    folds = (halves, halves[::-1]) if len(annotated) <= 16 else (halves,)
+    n = min(len(annotated), FOLDS)
+    folds = [annotated[k::n] for k in range(n)] if n > 1 else [[]]
+    folds = folds if len(annotated) <= 16 else [annotated[1::2]]
     D, measured, tried = episodes.meta["obs_dim"], {}, {}
 
     def reader(evidence, shared):
@@ -379,9 +381,10 @@ def choose_reader(episodes, annotated, tokenizer, text, past=8):
         if (*choice, MARGINS[0]) in tried:
             return
         true, written = [], defaultdict(list)
-        for some, rest in folds:
-            one = reader(*choice).fit(episodes, some, text)
-            for i in rest:
+        for fold in folds:
+            others = [i for i in annotated if i not in fold]
+            one = reader(*choice).fit(episodes, others, text)
+            for i in fold or annotated:
                 true.append(episodes.known_captions(i))
                 logits, known = one.logits(episodes.obs(i)), episodes.known(i)
                 for margin in MARGINS:
@@ -395,13 +398,16 @@ def choose_reader(episodes, annotated, tokenizer, text, past=8):
         good = max(tried.values()) - 0.1 / math.sqrt(n)
         return next(choice for choice, f1 in tried.items() if f1 >= good)
 
-    for evidence in EVIDENCE:
-        attempt(evidence, SHARED[0])
-    for shared in SHARED[1:]:
-        attempt(best()[0], shared)
-    for evidence in EVIDENCE:
-        attempt(evidence, best()[1])
-    *choice, margin = best()
+    attempt(EVIDENCE[0], SHARED[0])
+    *choice, margin = EVIDENCE[0], SHARED[0], MARGINS[0]
+    if len(annotated) >= FOLDS:  # fewer tell nothing
+        for shared in SHARED[1:]:
+            attempt(EVIDENCE[0], shared)
+        for evidence in EVIDENCE[1:]:
+            attempt(evidence, best()[1])
+        for shared in SHARED:
+            attempt(best()[0], shared)
+        *choice, margin = best()
     chosen = reader(*choice).fit(episodes, annotated, text)
     chosen.margin, chosen.f1, chosen.tried = margin, tried[(*choice, margin)], tried
     return chosen

@@ -291,7 +291,7 @@ def build(episodes, annotated):
     if annotated and pseudo_labels:
         print0("fitting a reader to the annotated steps")
         reader = choose_reader(episodes, annotated, tokenizer, text, T // 2)
-        print0(f"a reader of half of the annotated episodes: F1 {reader.f1:.2f} on the rest")
+        print0(f"a reader of a part of the annotated episodes: F1 {reader.f1:.2f} on the rest")
         print0(str(reader))
     features = Features(episodes.meta["obs_dim"], past=T // 2).measure(episodes)
     if reader:
