@@ -197,7 +197,8 @@ def sparse_weights(X, target, offset, classes, penalty=0.06, rounds=6, most=400)
             break
         active[more] = True
         W[:, active] = fista(X[:, active], label, offset, threshold, W[:, active], 50)
-    W[:, active] = fista(X[:, active], label, offset, threshold, W[:, active], 400)
+    if active.any():  # none, where nothing is ever said
+        W[:, active] = fista(X[:, active], label, offset, threshold, W[:, active], 400)
     return W
 
 
@@ -286,7 +287,7 @@ class Reader:
 
     def rows(self, episodes, annotated):
         """Features of at most ROWS annotated steps with a caption and as many without, (n, F), and
-        their answers, () of those without; `left_out`: of how many of the latter one stands."""
+        their answers, () of those without; `left_out`: how much rarer the latter were made."""
         steps = [(i, t) for i in annotated for t in episodes.known(i).nonzero()[0].tolist()]
         said = {
             (i, t): ids
@@ -294,9 +295,10 @@ class Reader:
             for t, ids in answers(episodes.known_captions(i), self.tokenizer).items()
         }
         silent = [step for step in steps if step not in said]
-        self.left_out = torch.tensor(max(len(silent) / ROWS, 1.0))
-        some = [x[:: -(-len(x) // ROWS) or 1] for x in (sorted(said), silent)]
-        chosen, X = sorted(some[0] + some[1]), []
+        spoken, silent_some = (x[:: -(-len(x) // ROWS) or 1] for x in (sorted(said), silent))
+        shares = [len(a) / max(len(b), 1) for a, b in ((spoken, said), (silent_some, silent))]
+        self.left_out = torch.tensor((shares[0] or 1.0) / (shares[1] or 1.0))
+        chosen, X = sorted(spoken + silent_some), []
         for i, group in itertools.groupby(chosen, lambda step: step[0]):
             X.append(self.features(episodes.obs(i))[[t for _, t in group]])
         return torch.cat(X), [said.get(step, ()) for step in chosen]

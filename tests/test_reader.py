@@ -109,6 +109,28 @@ def test_a_reader_learns_from_annotated_steps_alone(told, monkeypatch):
     assert torch.equal(fitted().starts, reader.starts)
 
 
+def test_episodes_in_which_nothing_is_said_teach_silence_alone():
+    rng, tokenizer = np.random.default_rng(0), Tokenizer.from_captions(TEXTS)
+    silent = [(F.pad(torch.randint(0, 2, (60, 4)), (5, 0)).float(), []) for _ in range(4)]
+    told = Told([episode(rng, TEXTS), *silent])
+    assert choose_reader(told, [0, 1], tokenizer, []).f1 == 0  # a fold has no caption
+    reader = choose_reader(told, [0, 1, 2, 3, 4], tokenizer, [])
+    assert reader.captions(told.obs(1)) == []
+    assert reader.captions(told.obs(0))
+
+
+def test_steps_left_out_do_not_make_silence_rarer(told, monkeypatch):
+    tokenizer = Tokenizer.from_captions(TEXTS)
+    every = Reader(Features(9), tokenizer, False, 1).fit(told, list(range(12)), [])
+    monkeypatch.setattr(encoder, "ROWS", 300)
+    some = Reader(Features(9), tokenizer, False, 1).fit(told, list(range(12)), [])
+
+    def odds(reader):
+        return (reader.offset[-1] - reader.offset[:-1].logsumexp(0)).item()
+
+    assert odds(some) == pytest.approx(odds(every), abs=0.02)
+
+
 def test_several_captions_of_a_step_are_read_in_their_order():
     tokenizer = Tokenizer.from_captions(TEXTS)
     captions = [Caption(3, 4, "see red"), Caption(3, 4, "drop blue"), Caption(8, 9, "see red")]
