@@ -423,7 +423,7 @@ class Windows:
         start = int(rng.integers(max(self.episodes.steps(i) - self.T, 0) + 1))
         noise = torch.from_numpy(rng.random(2 * self.T, dtype=np.float32))
         obs = self.episodes.obs(i, start, start + self.T)
-        obs = F.pad(obs, (0, 0, 0, self.T - len(obs)))
+        obs = obs if len(obs) == self.T else F.pad(obs, (0, 0, 0, self.T - len(obs)))
         tok, step, known, told = self.stream(i)
         first, last = torch.searchsorted(step, torch.tensor([start, start + self.T])).tolist()
         tok, step, known, told = (x[first:last] for x in (tok, step - start, known, told))

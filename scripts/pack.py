@@ -169,14 +169,14 @@ def pack(folder, shards, texts, meta):
     missing = [shard for shard, path in paths.items() if path.name not in packed]
     surplus = set(shard_paths(folder)) - wanted.keys()
 
-    # what cannot be packed raises here, while the old data set is still whole
+    # what cannot be packed raises here, while an old data set is still whole
+    old = read_old(folder / "meta.json")
     for path in filter(Path.is_dir, folder.glob("*-?????.*")):
         raise ValueError(f"{path} is a folder: remove it")
-    for shard in tqdm(missing, desc="reading", unit="shard", leave=False, disable=None):
+    for shard in tqdm(missing if old else [], "reading", leave=False, unit="shard", disable=None):
         for recording in shards[shard]:
             load(recording, dtype)
 
-    old = read_old(folder / "meta.json")
     if old and (missing or surplus or any(old.get(key) != meta[key] for key in meta)):
         tell_replaced(folder, old)
 

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from data import record_faults
 from runtime.files import regular_file
-from runtime.shards import DTYPES
+from runtime.shards import DTYPES, finite
 
 REAL = "float", "bfloat", "int", "uint", "bool"
 
@@ -110,7 +110,7 @@ def load(recording, dtype):
         with np.errstate(over="ignore"):  # what is too large is told below
             x = torch.from_numpy(x.astype(dtype))
     x = x.to(getattr(torch, dtype))
-    bad = ~x.isfinite().all(1)
+    bad = ~finite(x)
     if bad.any():
         place = f"{recording.path}:{recording.name}".rstrip(":")
         step = int(bad.nonzero()[0])

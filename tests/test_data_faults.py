@@ -299,6 +299,15 @@ def test_every_type_of_observation_comes_back_and_is_guarded(tmp_path, dtype):
     assert episodes.obs(0, 0, 7).shape == (7, 3)  # what is read is checked, no more
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.uint8])
+def test_which_rows_are_finite_is_told_as_torch_tells_it(dtype):
+    rows = torch.zeros(6, 3)
+    rows[:5, 1] = torch.tensor([torch.nan, torch.inf, -torch.inf, -1e-30, 60000])
+    assert (
+        shards.finite(rows[:, 1:].to(dtype)).tolist() == rows.to(dtype).isfinite().all(1).tolist()
+    )
+
+
 def test_a_shard_that_is_lost_is_told(toy):
     write_shard(toy, "train", 1, [Episode("late", np.zeros((4, 6), np.float32), [])])
     (toy / "train-00000.safetensors").rename(toy / "elsewhere")
