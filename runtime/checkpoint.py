@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from runtime.distributed import RANK, WORLD, broadcast, gathered, part_of, print0, whole
-from runtime.files import flush, parse_json, read_json, replace, write_json
+from runtime.files import flush, lock, parse_json, read_json, replace, write_json
 
 KEEP = 2
 
@@ -89,20 +89,10 @@ def claim(out_dir, *same):
     """
     if RANK > 0:
         return broadcast(None)
-    import fcntl  # not on Windows, where a run can still be read
-
     out_dir = Path(out_dir)
     while CLAIM:
         os.close(CLAIM.pop())
-    try:
-        out_dir.mkdir(parents=True, exist_ok=True)
-        CLAIM.append(os.open(out_dir / ".lock", os.O_CREAT | os.O_RDWR))
-    except OSError as error:
-        raise ValueError(f"--out_dir={out_dir}: {error.strerror}; choose another") from None
-    try:
-        fcntl.flock(CLAIM[0], fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        raise ValueError(f"--out_dir={out_dir}: another run writes there; choose another") from None
+    CLAIM.append(lock(out_dir))
     for stale in out_dir.glob(".step-*"):
         shutil.rmtree(stale)
     for path in step_folders(out_dir):
@@ -200,7 +190,11 @@ def open_log(out_dir, step, config, wandb):
         wandb_run = start_wandb(wandb, out_dir, config)
 
     def log(row):
-        file.write(json.dumps(row) + "\n")
+        try:
+            file.write(json.dumps(row) + "\n")
+        except OSError as error:
+            refused = f"{path} cannot be written: {error.strerror}"
+            raise ValueError(f"{refused}: make room, then go on with --resume") from None
         numbers = (f"{x:.3f}" if isinstance(x, float) else x for x in row.values())
         print0("  ".join(f"{name} {x}" for name, x in zip(row, numbers, strict=True)))
         if wandb:

@@ -2,33 +2,101 @@
 Files that are whole or not there at all, tensors in them, and JSON that may hold anything.
 """
 
+import contextlib
+import errno
 import json
 import os
+import re
+import sys
 from itertools import chain
 from pathlib import Path
 
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 UMASK = os.umask(0)
 os.umask(UMASK)  # it can only be read by being set
 
+FULL = errno.ENOSPC, errno.EDQUOT
+UNFINISHED = r"\..+\.\d+\.new|\.tmp\w{6}"  # files of replace(), and of safetensors within it
+
 
 def flush(path):
-    descriptor = os.open(path, os.O_RDONLY)
-    os.fsync(descriptor)
-    os.close(descriptor)
+    """Brings a file onto the disk, or the names in a folder. Not all that is mounted can do it."""
+    folder = os.path.isdir(path)
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        cannot = error.errno not in FULL if folder else error.errno == errno.EINVAL
+        if not cannot:
+            raise
 
 
 def replace(path, fill):
-    """fill(path) writes a file beside, which then takes path's place: whole, or not at all."""
+    """fill(path) writes a file beside, which then takes path's place: whole, or not at all.
+
+    Raises OSError with one line where the disk refuses.
+    """
     path = Path(path)
     if path.is_dir():
         raise ValueError(f"{path} is a folder, a file is to be written there: remove it")
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    fill(beside)
-    beside.chmod(0o666 & ~UMASK)  # safetensors' files are for their owner alone
-    flush(beside)
-    os.replace(beside, path)
+    beside = path.with_name(f".{path.name[:40]}.{os.getpid()}.new")
+    try:
+        fill(beside)
+        with contextlib.suppress(OSError):  # some mounts have no modes
+            beside.chmod(0o666 & ~UMASK)  # safetensors' files are for their owner alone
+        flush(beside)
+        os.replace(beside, path)
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        told = OSError(f"{path} cannot be written: {reason}")
+        told.errno = getattr(error, "errno", None)
+        raise told from None
+    finally:
+        with contextlib.suppress(OSError):
+            beside.unlink()
+
+
+def lock(folder, wait=False):
+    """Makes a folder, and it this process's alone. Returns the open file that keeps it so.
+
+    What a killed process left unfinished there is removed. Raises ValueError where another process
+    has it, unless that is to be waited for.
+    """
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(Path(folder, ".lock"), os.O_CREAT | os.O_RDWR, 0o666)
+    except OSError as error:
+        raise ValueError(f"{folder}: {error.strerror}; choose another") from None
+    try:
+        import fcntl  # not on Windows
+
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        os.close(descriptor)
+        raise ValueError(f"{folder}: another run writes there; choose another") from None
+    except (OSError, ImportError) as error:  # of a network, which may have no locks
+        one = "see that no other program writes there"
+        print(f"warning: {folder} cannot be locked ({error}): {one}", file=sys.stderr)
+        return descriptor
+    for path in Path(folder).iterdir():
+        if re.fullmatch(UNFINISHED, path.name) and path.is_file():
+            path.unlink()
+    return descriptor
+
+
+@contextlib.contextmanager
+def alone(folder, wait=False):
+    """Around what writes into a folder: as lock(), until the block ends."""
+    descriptor = lock(folder, wait)
+    try:
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def tensors_of(module):
