@@ -16,12 +16,12 @@ at last with SILENCE, which asks for the next observation:
 
 import json
 import re
-import unicodedata
 import zlib
 from collections import Counter, defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
+from unicodedata import normalize
 
 import numpy as np
 import tiktoken
@@ -86,19 +86,19 @@ class Tokenizer:
     def encode(self, text):
         """str -> list of ids. Special tokens in it are ordinary text."""
         if not self.spaces:
-            return self.bpe.encode_ordinary(text)
+            return self.bpe.encode_ordinary(normalize("NFC", text))
         longest_first = "|".join(sorted(self.spaces, reverse=True))
         ids = []
-        for part in re.split(f"({longest_first})", unicodedata.normalize("NFC", text)):
+        for part in re.split(f"({longest_first})", normalize("NFC", text)):
             ids += [self.spaces[part]] if part in self.spaces else self.bpe.encode_ordinary(part)
         return ids
 
     def decode(self, ids):
-        """list of ids -> str, without END and SILENCE; what is no UTF-8 becomes U+FFFD."""
+        """list of ids -> str in NFC, without END and SILENCE; what is no UTF-8 becomes U+FFFD."""
         pieces = (
             self.pieces[i - 2] if i < self.vocab_size else b"\xff" for i in ids if i > SILENCE
         )
-        return b"".join(pieces).decode("utf-8", errors="replace")
+        return normalize("NFC", b"".join(pieces).decode("utf-8", errors="replace"))
 
 
 # -----------------------------------------------------------------------------
@@ -114,6 +114,12 @@ class Caption(NamedTuple):
     start: int
     end: int
     text: str
+
+
+def captions_in(record):
+    """The captions of a record, composed (NFC) as decode(encode(text)) gives texts back."""
+    listed = record["captions"]
+    return [Caption(c["start"], c["end"], normalize("NFC", c["text"])) for c in listed]
 
 
 def write_stream(captions, steps, tokenizer):
@@ -299,7 +305,7 @@ def read_text(folder):
             record |= dict(id="", annotated="all")
         for fault in record_faults(record, 2**40):
             raise ValueError(f"{path}, line {n}: {fault}")
-        text.append([Caption(**caption) for caption in record["captions"]])
+        text.append(captions_in(record))
     return text
 
 
@@ -349,7 +355,7 @@ class Episodes:
         return obs
 
     def captions(self, i):
-        return [Caption(**caption) for caption in self.records[i]["captions"]]
+        return captions_in(self.records[i])
 
     def pictures(self, i):
         return self.index[i][0].pictures(self.records[i]["id"])

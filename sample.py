@@ -14,6 +14,7 @@ import runpy
 import sys
 from json import dumps
 from pathlib import Path
+from unicodedata import normalize
 
 import torch
 import torch.nn.functional as F
@@ -60,7 +61,8 @@ def data_of(run, name):
 
 def number_of(source, split, name):
     """The number of an episode of a split, given by its name or number."""
-    names = [record["id"] for record in source.records]
+    name = normalize("NFC", name)  # é is one character or two
+    names = [normalize("NFC", record["id"]) for record in source.records]
     numbers = {str(n): n for n in range(len(names))} | {x: n for n, x in enumerate(names)}
     if name in numbers:
         return numbers[name]

@@ -11,7 +11,7 @@ import torch.nn as nn
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from runtime.files import regular_file
+from runtime.files import read_json, regular_file
 
 # the characters by which a byte-level vocabulary names bytes: printable ones stand for themselves
 PRINTABLE = [*range(33, 127), *range(161, 173), *range(174, 256)]
@@ -21,22 +21,62 @@ BYTE_LEVEL = dict(type="ByteLevel", add_prefix_space=False, trim_offsets=True, u
 BUFFERS = r"attention\.(bias|masked_bias)$|rotary_emb\.inv_freq$"  # of old checkpoints
 
 
-def read_weights(folder, dtype):
-    """{name: parameter} of model.safetensors, or of the shards that stand for it."""
-    paths = [folder / "model.safetensors"]
-    if not paths[0].is_file():
-        paths = sorted(folder.glob("model-*.safetensors"))
+def convert_line(folder):
+    """The command that makes safetensors of the .bin files in a folder."""
+    return (
+        f"cd '{folder}' && python -c \"import glob, torch; from safetensors.torch import save_file "
+        "as save; [save({k: x.clone() for k, x in torch.load(p, weights_only=True).items()}, "
+        "p[8:-3] + 'safetensors') for p in glob.glob('pytorch_model*.bin')]\""
+    )
+
+
+def without_index(folder):
+    """The shards of a folder that has no index. Raises ValueError where they are of two savings."""
+    paths = sorted(folder.glob("model-*.safetensors"))
+    savings = sorted({path.stem.rpartition("-of-")[2] for path in paths if "-of-" in path.stem})
+    if len(savings) > 1:
+        raise ValueError(
+            f"{folder}: shards of several savings (of {', of '.join(savings)}) and no "
+            "model.safetensors.index.json that says which: keep those of one"
+        )
+    return paths
+
+
+def weight_files(folder):
+    """[(file, the names of the tensors that are read from it, None: all), ..]: model.safetensors,
+    or the shards that stand for it, as transformers reads them. Raises FileNotFoundError."""
+    whole, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if whole.is_file():
+        return [(whole, None)]
+    if index.is_file():
+        names = {}
+        stored = read_json(index).get("weight_map")
+        for tensor, name in stored.items() if isinstance(stored, dict) else [("", None)]:
+            if not isinstance(name, str) or Path(name).name != name:
+                raise ValueError(f"{index}: weight_map is not {{tensor: file beside it}}")
+            names.setdefault(name, set()).add(tensor)
+        return [(folder / name, names[name]) for name in sorted(names)]
+    paths = without_index(folder)
     if not paths:
-        raise FileNotFoundError(f"{folder}/model.safetensors is missing: fetch the model again")
+        there = [*folder.glob("pytorch_model*.bin")]
+        remedy = f"convert the .bin: {convert_line(folder)}" if there else "fetch the model again"
+        raise FileNotFoundError(f"{whole} is missing: {remedy}")
+    return [(path, None) for path in paths]
+
+
+def read_weights(folder, dtype):
+    """{name: parameter} of a published model, cast to dtype. Raises ValueError."""
     weights = {}
-    for path in paths:
+    for path, names in weight_files(folder):
         try:
             stored = load_file(regular_file(path))
         except (OSError, SafetensorError) as error:
             raise ValueError(f"{path}: truncated or garbled ({error}); fetch it again") from None
         for name, x in stored.items():
-            if re.search(BUFFERS, name):
+            if re.search(BUFFERS, name) or name not in (names or stored):
                 continue
+            if name in weights:
+                raise ValueError(f"{path}: another shard has {name} too; keep those of one saving")
             if not x.is_floating_point():
                 raise ValueError(f"{path}: tensor {name} is stored as {x.dtype}")
             weights[name] = nn.Parameter(x.to(dtype, copy=True))  # x is a view of the file
@@ -87,13 +127,16 @@ def read_bpe(stored, special):
     spaces = {text: i for text, i in added.items() if set(text) == {" "}}
     pieces = {i: bytes(BYTE[c] for c in text) for text, i in vocabulary.items()}
     pieces |= {i: text.encode() for text, i in spaces.items()}
+    known = special | spaces
+    unknown = [f"{text!r:.80}" for text, i in added.items() if known.get(text) != i]
+    added_tokens = ", as ".join(["added tokens", *unknown[:1]])
     merged = [vocabulary["".join(merge).replace(" ", "")] for merge in merges]
     for what, right in {
         "normalizer": stored["normalizer"] == dict(type="NFC"),
         "pre-tokenizer": dict(use_regex=True) | stored["pre_tokenizer"] == BYTE_LEVEL,
         "model": {k: v for k, v in model.items() if v} == dict(type="BPE"),
         "order of merges": merged == sorted(merged),  # tiktoken's is that of the ids
-        "added tokens": bool(spaces) and added == special | spaces,
+        added_tokens: bool(spaces) and added == known,
         "ids": sorted(pieces) == list(range(len(pieces))),
     }.items():
         if not right:

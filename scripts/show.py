@@ -17,7 +17,7 @@ import torch
 from tqdm import tqdm
 
 from configurator import run
-from data import Episodes, Tokenizer
+from data import Episodes, Tokenizer, captions_in
 from encoder import MOST
 from runtime.shards import absurd, absurd_warning
 
@@ -185,8 +185,7 @@ def show(folder):
     origin = "; ".join(f"{key}: {meta.get(key) or 'not told'}" for key in ("source", "licence"))
     print(f"{folder}: {meta['obs_dim']} {meta['dtype']} a step; {origin}")
     records = [record for episodes in splits.values() for record in episodes.records]
-    captions = [caption["text"] for record in records for caption in record["captions"]]
-    tokenizer = Tokenizer.from_captions(captions)
+    tokenizer = Tokenizer.from_captions(c.text for r in records for c in captions_in(r))
     counts = {split: text_statistics(episodes, tokenizer) for split, episodes in splits.items()}
     for split, episodes in splits.items():
         describe(split, episodes, counts[split])

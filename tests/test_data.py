@@ -1,4 +1,5 @@
 from itertools import combinations, permutations, product
+from unicodedata import normalize
 
 import numpy as np
 import pytest
@@ -6,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bench.report import perfect_writer
 from data import (
     END,
     SILENCE,
@@ -18,10 +20,12 @@ from data import (
     choose_annotated,
     match,
     read_stream,
+    read_text,
     score,
     word_overlap,
     write_shard,
     write_stream,
+    write_text,
 )
 from runtime.shards import write_meta
 from train import text_of
@@ -38,7 +42,7 @@ TEXTS = st.one_of(st.sampled_from(["collect wood", "eat a cow", "wood"]), ANY_TE
 @given(ANY_TEXT)
 def test_any_text_survives_the_tokenizer(text):
     ids = WORDS.encode(text)
-    assert WORDS.decode(ids) == text
+    assert WORDS.decode(ids) == normalize("NFC", text)
     assert min(ids) > SILENCE
 
 
@@ -61,7 +65,8 @@ def test_a_saved_tokenizer_is_the_same(tmp_path):
 )))  # fmt: skip
 def test_captions_come_back_from_the_stream_as_they_went_in(drawn):
     steps, starts_and_texts = drawn
-    captions = [Caption(t, t + 1, text) for t, text in starts_and_texts] if steps else []
+    drawn = [(t, normalize("NFC", text)) for t, text in starts_and_texts] if steps else []
+    captions = [Caption(t, t + 1, text) for t, text in drawn]
     tok, step = write_stream(captions, steps, WORDS)
     assert read_stream(tok, step, WORDS) == sorted(captions, key=lambda c: c.start)
     assert len(tok) == steps + sum(len(WORDS.encode(c.text)) + 1 for c in captions)
@@ -179,6 +184,23 @@ def test_observations_and_pictures_keep_their_dtype(tmp_path, dtype):
     assert episodes.obs(0).dtype == obs.dtype
     assert torch.equal(episodes.obs(0), obs)
     assert np.array_equal(episodes.pictures(0), pictures)
+
+
+@pytest.mark.parametrize("text", ["cafe\u0301", "\u2126", "\u095c"])  # no text in NFC
+def test_texts_compare_as_they_come_back_from_the_tokenizer(tmp_path, text):
+    captions = [Caption(3, 4, f"see {text}")]
+    for split in ("train", "test"):
+        write_shard(tmp_path, split, 0, [Episode("a", np.ones((9, 2), np.float32), captions)])
+    write_text(tmp_path, [captions])
+    about = dict(source="", licence="", splits=["train", "test"])
+    write_meta(tmp_path, obs_dim=2, dtype="float32", steps_per_second=None, **about)
+    test = Episodes(tmp_path, "test")
+    tokenizer = Tokenizer.from_captions([f"see {text}"])  # as runs have it that are of old
+    assert read_text(tmp_path) == [test.captions(0)] == [test.known_captions(0)]
+    for own in (tokenizer, Tokenizer.from_captions(c.text for c in test.captions(0))):
+        [written] = perfect_writer(test, own)
+        assert score([test.captions(0)], [written])["f1"] == 1
+        assert own.decode(own.encode(text)) == normalize("NFC", text) != text
 
 
 def test_an_unfinished_data_set_is_refused(toy):

@@ -192,6 +192,61 @@ def test_shards_are_read_and_a_lost_one_shows(folder):
     refused(folder, "Missing key")
 
 
+def save_shards(model, folder, n):
+    """As transformers saves in n shards, with the index that says which has which tensor."""
+    folder.mkdir(exist_ok=True)
+    tensors, weight_map = load_file(model / "model.safetensors"), {}
+    for k in range(n):
+        name, names = f"model-{k + 1:05d}-of-{n:05d}.safetensors", sorted(tensors)[k::n]
+        save_file({x: tensors[x] for x in names}, folder / name)
+        weight_map |= dict.fromkeys(names, name)
+    index = json.dumps(dict(metadata={}, weight_map=weight_map))
+    (folder / "model.safetensors.index.json").write_text(index)
+    (folder / "config.json").write_bytes((model / "config.json").read_bytes())
+
+
+def test_of_two_savings_in_one_folder_the_index_tells_which_counts(folder, tmp_path):
+    both, right = tmp_path / "both", load_file(folder / "model.safetensors")
+    GPTNeoX(Config(**SHAPE)).save_pretrained(tmp_path / "other")
+    save_shards(tmp_path / "other", both, 3)
+    save_shards(folder, both, 2)
+    model = GPTNeoX.from_pretrained(both)
+    assert all(torch.equal(p, right[name]) for name, p in model.named_parameters())
+    (both / "model-00002-of-00002.safetensors").rename(tmp_path / "elsewhere")
+    refused(both, "model-00002-of-00002.safetensors is missing")
+    (both / "model.safetensors.index.json").unlink()
+    refused(both, r"shards of several savings \(of 00002, of 00003\)")
+
+
+def test_an_index_that_leads_out_of_the_folder_is_refused(folder):
+    (folder / "model.safetensors").rename(folder.parent / "x.safetensors")
+    for weight_map in (dict(a="../x.safetensors"), dict(a=3), ["a"]):
+        index = json.dumps(dict(weight_map=weight_map))
+        (folder / "model.safetensors.index.json").write_text(index)
+        refused(folder, "index.json: weight_map is not")
+
+
+def test_a_tensor_that_two_shards_have_is_refused(folder):
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00002.safetensors")
+    bias = load_file(folder / "model-00001-of-00002.safetensors")["embed_out.weight"]
+    save_file({"embed_out.weight": bias + 1}, folder / "model-00002-of-00002.safetensors")
+    refused(folder, "another shard has embed_out.weight too")
+
+
+def test_of_a_bin_the_line_is_told_that_converts_it(folder, monkeypatch):
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    shared = tensors | dict.fromkeys(["embed_out.weight"], tensors["gpt_neox.embed_in.weight"])
+    torch.save(shared, folder / "pytorch_model.bin")
+    with pytest.raises(FileNotFoundError, match="convert the .bin: cd '") as error:
+        GPTNeoX.from_pretrained(folder)
+    line = re.search('python -c "(.*)"$', str(error.value))[1]
+    monkeypatch.chdir(folder)
+    exec(line, {})
+    model = GPTNeoX.from_pretrained(folder)
+    assert all(torch.equal(p, shared[name]) for name, p in model.named_parameters())
+
+
 def test_missing_files_are_named(folder):
     (folder / "model.safetensors").unlink()
     refused(folder, "model.safetensors is missing", FileNotFoundError)

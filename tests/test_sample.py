@@ -2,6 +2,7 @@ import json
 import os
 import subprocess
 import sys
+import types
 
 import numpy as np
 import pytest
@@ -89,6 +90,9 @@ def test_a_run_an_episode_by_name_and_the_least_probability(a_run, printed, monk
     hint = "--episode=train-1: not in the split test; it is in --split=train"
     with pytest.raises(ValueError, match=hint):
         printed(episode="train-1")
+    of = types.SimpleNamespace(records=[dict(id="cafe\u0301"), dict(id="th\u00e9")])
+    assert sample.number_of(of, "test", "caf\u00e9") == 0
+    assert sample.number_of(of, "test", "the\u0301") == 1
     monkeypatch.setattr(sys, "argv", ["sample.py", "out/mine", "x.py", "--json"])
     assert sample.arguments() == ["--out_dir=out/mine", "x.py", "--json"]
 

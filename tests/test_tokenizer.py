@@ -13,7 +13,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from data import END, SILENCE, Tokenizer
+from data import END, SILENCE, Tokenizer, captions_in, read_stream, write_stream
 
 tokenizers = pytest.importorskip("tokenizers")
 SPECIAL = ["<|endoftext|>", "<|padding|>"]
@@ -80,6 +80,15 @@ def test_decoding_gives_back_the_text_in_nfc(pair, text):
     assert ours.decode(ours.encode(text)) == unicodedata.normalize("NFC", text)
 
 
+@pytest.mark.parametrize("text", ["cafe\u0301", "\u2126", "\u095c", "\u0340"])
+def test_captions_of_a_data_set_are_the_texts_that_come_back(pair, text):
+    ours, theirs = pair
+    record = dict(id="a", annotated="all", captions=[dict(start=3, end=4, text=f"see {text}")])
+    [caption] = captions_in(record)
+    assert caption.text == theirs.decode(theirs.encode(f"see {text}").ids) != f"see {text}"
+    assert read_stream(*write_stream([caption], 9, ours), ours) == [caption]
+
+
 def test_runs_of_1_to_40_spaces(pair):
     ours, theirs = pair
     for n in range(1, 41):
@@ -141,6 +150,14 @@ def test_a_tokenizer_of_another_kind_is_refused_in_one_line(trained, tmp_path, m
     with pytest.raises(ValueError, match=f"json is not byte-level BPE .*{message}") as error:
         Tokenizer.from_file(path)
     assert "\n" not in str(error.value)
+
+
+def test_an_added_token_is_named(trained, tmp_path):
+    theirs = tokenizers.Tokenizer.from_file(str(trained))
+    theirs.add_tokens(["<|image|>"])
+    theirs.save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(ValueError, match=r"another added tokens, as '<\|image\|>'"):
+        Tokenizer.from_file(tmp_path / "tokenizer.json")
 
 
 def lower_priority(stored):
