@@ -33,30 +33,43 @@ def starts(episodes, i, texts):
     return torch.from_numpy(starts)
 
 
+def moments(episodes, some):
+    """Mean and deviation (D,) of some of the episodes, which are read one at a time."""
+    n, total, square = 0, 0, 0
+    shift = episodes.obs(some[0]).double().mean(0)  # or a large mean swallows the deviation
+    for i in some:
+        x = episodes.obs(i).double() - shift
+        n, total, square = n + len(x), total + x.sum(0), square + x.square().sum(0)
+    std = ((square - total * total / n) / max(n - 1, 1)).clamp(min=0).sqrt()
+    return (shift + total / n).float(), std.float()
+
+
 class Probe:
     """Logistic regression: which caption starts at a step, from the T steps up to it."""
 
     def __init__(self, train, annotated, T):
         """annotated: the episodes of train that it learns from."""
-        self.T = T
+        self.train, self.T = train, T
         self.texts = sorted({c.text for i in annotated for c in train.known_captions(i)})
-        obs = torch.cat([train.obs(i) for i in annotated]).float()
-        self.mean, std = obs.mean(0), obs.std(0)
+        self.mean, std = moments(train, annotated)
         self.std = std.where(std > 1e-6, torch.inf)  # what never moved there says nothing later
-        self.x = torch.cat([self.look(train.obs(i)) for i in annotated])
-        self.label = torch.cat([self.labels(train, i) for i in annotated])
+        self.labels = {i: starts(train, i, self.texts) for i in annotated}
         self.weight = torch.zeros(T * len(std) + 1, len(self.texts) + 1)
 
-    def look(self, obs):
-        """obs (N, D), standardised, after T-1 steps like the first, (T-1+N, D)."""
-        x = (obs - self.mean) / self.std
-        return torch.cat((x[:1].expand(self.T - 1, -1), x))
+    def look(self, episodes, i, start=0, stop=None):
+        """Steps start .. stop of episode i, standardised, after the T-1 before them; before its
+        first step, ones like that: (T-1+n, D)."""
+        before = max(start - self.T + 1, 0)
+        x = (episodes.obs(i, before, stop) - self.mean).div_(self.std)
+        missing = self.T - 1 - (start - before)
+        return torch.cat((x[:1].expand(missing, -1), x)) if missing else x
 
-    def labels(self, train, i):
-        """What starts at each row of `look` but the first T-1, -100 where nobody knows."""
-        label = starts(train, i, self.texts)
-        label = label.where(label >= 0, -100)
-        return F.pad(label, (self.T - 1, 0), value=-100)
+    def parts(self):
+        """(T-1+n, D) and what starts at the last n, (n,), -1 where nobody knows: of all that it
+        learns from, at most ROWS steps at a time."""
+        for i, label in self.labels.items():
+            for a in range(0, len(label), ROWS):
+                yield self.look(self.train, i, a, a + ROWS), label[a : a + ROWS]
 
     def logits(self, x, weight):
         """x (T-1+N, D) -> (N, C), of each step's window of T rows.
@@ -83,20 +96,19 @@ class Probe:
 
     def fit(self, penalty):
         """Minimises cross-entropy + penalty / 2 |weight|^2 by L-BFGS, from where it is."""
-        weight, label = self.weight.clone(), self.label[self.T - 1 :]
+        weight = self.weight.clone()
         optimizer = torch.optim.LBFGS([weight], max_iter=100, line_search_fn="strong_wolfe")
-        count = (label >= 0).sum()
+        count = sum((label >= 0).sum() for label in self.labels.values())
 
         @torch.no_grad()
         def loss():
             total = penalty / 2 * weight[:-1].square().sum()
             weight.grad = F.pad(penalty * weight[:-1], (0, 0, 0, 1))
-            for a in range(0, len(label), ROWS):
-                x, some = self.x[a : a + ROWS + self.T - 1], label[a : a + ROWS]
+            for x, label in self.parts():
                 log_p = self.logits(x, weight).log_softmax(-1)
-                total += F.nll_loss(log_p, some, reduction="sum") / count
-                true = F.one_hot(some.clamp(min=0), weight.shape[1])
-                error = (log_p.exp() - true) * (some >= 0)[:, None] / count
+                total += F.nll_loss(log_p, label, reduction="sum", ignore_index=-1) / count
+                true = F.one_hot(label.clamp(min=0), weight.shape[1])
+                error = (log_p.exp() - true) * (label >= 0)[:, None] / count
                 weight.grad += self.gradient(x, error)
             return total
 
@@ -105,7 +117,7 @@ class Probe:
 
     def read(self, episodes):
         """The logits of each episode."""
-        return [self.logits(self.look(episodes.obs(i)), self.weight) for i in range(len(episodes))]
+        return [self.logits(self.look(episodes, i), self.weight) for i in range(len(episodes))]
 
 
 def write(logits, texts, margin, pause):

@@ -13,6 +13,7 @@ are logistic regressions of the annotated episodes, tuned on val (bench/probe.py
 import json
 import sys
 from collections import Counter
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -38,17 +39,23 @@ from encoder import choose_reader, written_captions
 from runtime.distributed import pick_device
 from sample import data_of, load
 
+TOGETHER = 2**26  # numbers of the episodes that are written at once
 T_95 = [12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26]  # Student's t, 1 .. 9 degrees
 
 
 def captions_of(encoder, episodes, tokenizer, observations="true"):
     """What the encoder writes on each episode, given true, shuffled or zeroed observations."""
-    obs = [episodes.obs(i).float() for i in range(len(episodes))]
-    if observations == "shuffled":  # each as long as it was, or as the other is
-        obs = [other[: len(own)] for own, other in zip(obs, obs[-1:] + obs[:-1], strict=True)]
-    if observations == "zeroed":
-        obs = [torch.zeros_like(own) for own in obs]
-    return written_captions(encoder, obs, tokenizer)
+    longest = max(episodes.steps(i) for i in range(len(episodes)))
+    rows = min(max(TOGETHER // (longest * episodes.meta["obs_dim"]), 1), 64)
+    other = observations == "shuffled"  # each as long as it was, or as the other is
+    written = []
+    for first in range(0, len(episodes), rows):
+        some = range(first, min(first + rows, len(episodes)))
+        obs = [episodes.obs(i - other, 0, episodes.steps(i)) for i in some]
+        if observations == "zeroed":
+            obs = [torch.zeros_like(own) for own in obs]
+        written += written_captions(encoder, obs, tokenizer)
+    return written
 
 
 def perfect_writer(episodes, tokenizer):
@@ -84,22 +91,25 @@ def probes(episodes, train, annotated, T):
     return written
 
 
-@torch.no_grad()
-def predictor_losses(encoder, predictor, episodes, tokenizer, shuffled=False):
-    """Mean loss in nats per offset (4, K): on silence, first tokens of captions, the rest, all but
-    silence. On the true streams, in windows of T steps; shuffled: with other windows' hidden."""
-    T, windows = encoder.T, []
-    device = encoder.device
+def windows_of(episodes, tokenizer, T):
+    """The true streams in windows: obs (T, D), and tok, step (L,) of its slots."""
     for i in range(len(episodes)):
         tok, step = write_stream(episodes.captions(i), episodes.steps(i), tokenizer)
         for start in range(0, episodes.steps(i) - T + 1, T):
             inside = (step >= start) & (step < start + T)
             obs = episodes.obs(i, start, start + T).float()
-            slots = torch.from_numpy(tok[inside]), torch.from_numpy(step[inside] - start)
-            windows.append((obs, *slots))
+            yield obs, torch.from_numpy(tok[inside]), torch.from_numpy(step[inside] - start)
+
+
+@torch.no_grad()
+def predictor_losses(encoder, predictor, episodes, tokenizer, shuffled=False):
+    """Mean loss in nats per offset (4, K): on silence, first tokens of captions, the rest, all but
+    silence. On the true streams, in windows of T steps; shuffled: with other windows' hidden."""
+    T, device = encoder.T, encoder.device
+    windows = windows_of(episodes, tokenizer, T)
     total, count = torch.zeros(2, 4, predictor.K)
-    for first in range(0, len(windows), 32):
-        obs, tok, step = zip(*windows[first : first + 32], strict=True)
+    while some := list(islice(windows, 32)):
+        obs, tok, step = zip(*some, strict=True)
         obs = torch.stack(obs).to(device)
         tok = pad_sequence(tok, batch_first=True, padding_value=-1).to(device)
         step = pad_sequence(step, batch_first=True, padding_value=T - 1).to(device)
