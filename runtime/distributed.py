@@ -18,10 +18,35 @@ import torch.nn as nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-# set by torchrun
-RANK = int(os.environ.get("RANK", 0))
-WORLD = int(os.environ.get("WORLD_SIZE", 1))
-RESTARTED = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
+NAMES = "RANK", "WORLD_SIZE", "MASTER_ADDR"
+ALONE = 0, 1, 0, 1, 0
+
+
+def ranks(environment):
+    """(rank, processes, rank and processes on this machine, restarts so far) as torchrun tells
+    them, or whoever gives all of NAMES; and a line on what may be left over from elsewhere."""
+    by_torchrun = "TORCHELASTIC_RUN_ID" in environment
+    given = [name for name in NAMES if name in environment]
+    here = " and ".join(f"{name}={environment[name]}" for name in given)
+    if not by_torchrun and len(given) < len(NAMES):
+        only = [name for name in given if name != "MASTER_ADDR"]
+        return ALONE, f"{here} in the environment, but no torchrun: ignored" if only else ""
+    try:
+        rank, world = int(environment["RANK"]), int(environment["WORLD_SIZE"])
+        local = environment.get("LOCAL_RANK", rank), environment.get("LOCAL_WORLD_SIZE", world)
+        restarts = int(environment.get("TORCHELASTIC_RESTART_COUNT", 0)) if by_torchrun else 0
+        numbers = rank, world, *map(int, local), restarts
+    except (KeyError, ValueError):
+        return ALONE, f"{here} in the environment are no numbers: ignored"
+    if not 0 <= rank < world:
+        return ALONE, f"{here} in the environment: there is no such process, so ignored"
+    told = f"process {rank} of {world}, for the environment has {here}"
+    return numbers, told if world > 1 and not by_torchrun else ""
+
+
+(RANK, WORLD, LOCAL_RANK, LOCAL_WORLD, RESTARTS), LEFT_OVER = ranks(os.environ)
+RESTARTED = RESTARTS > 0
+PATIENCE = timedelta(minutes=30 if "TORCHELASTIC_RUN_ID" in os.environ else 2)
 
 
 def pick_device(device):
@@ -50,17 +75,33 @@ def together():
         sys.exit(2)
 
 
+def meet():
+    """The store at which the processes meet. Raises ValueError where the others do not come."""
+    try:
+        return next(dist.rendezvous("env://", timeout=PATIENCE))[0]
+    except dist.DistError as error:
+        reason = str(error).partition("\n")[0]
+        alone = f"to run alone, unset {' '.join(NAMES)}"
+        raise ValueError(f"not all of {WORLD} processes came ({reason}); {alone}") from None
+
+
+def tell_ranks():
+    """Says from where this process has its rank, where that may be a mistake."""
+    if LEFT_OVER:
+        print(LEFT_OVER, file=sys.stderr)
+
+
 @together()
 def init(device):
     """Joins the processes that torchrun started, if any. Returns this one's device, autocast."""
+    tell_ranks()
     device = pick_device(device)
     if WORLD > 1 and device == "cuda":
-        device = f"cuda:{os.environ['LOCAL_RANK']}"
+        device = f"cuda:{LOCAL_RANK}"
         torch.cuda.set_device(device)
     if WORLD > 1:
         # a prefix of its own for each restart, or the addresses of dead processes are found
-        store, *_ = next(dist.rendezvous("env://"))
-        store = dist.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
+        store = dist.PrefixStore(str(RESTARTS), meet())
         backend = "nccl" if device.startswith("cuda") else "gloo"
         an_hour = timedelta(hours=1)  # rank 0 evaluates while the others wait
         dist.init_process_group(backend, None, an_hour, WORLD, RANK, store)

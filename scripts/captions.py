@@ -12,6 +12,7 @@ from pathlib import Path
 
 from data import Caption, record_faults
 from runtime.files import parse_json, regular_file
+from runtime.patterns import composed
 
 LONGEST = 10**6  # steps of an episode of which there is only text
 
@@ -88,7 +89,7 @@ def read_row(row, steps, fps):
         raise ValueError("not a JSON object with episode, start and text")
     if None in row:
         raise ValueError('more fields than columns; a text with a comma wants "quotes"')
-    name = str(row["episode"])
+    name = composed(str(row["episode"]))
     if name not in steps:
         near = difflib.get_close_matches(name, steps, 1)
         hint = f"did you mean {near[0]!r}?" if near else f"the first is {next(iter(steps))!r}"

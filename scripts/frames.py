@@ -16,7 +16,6 @@ The same command goes on where it was stopped, and reads again what changed. A v
 read is one line, the others go on, and the exit code is 2.
 """
 
-import glob
 import math
 import os
 import sys
@@ -30,6 +29,7 @@ from tqdm import tqdm
 from configurator import check_range, configure, run
 from runtime.distributed import pick_device
 from runtime.files import read_json, regular_file, replace, write_json
+from runtime.patterns import composed, matching
 from runtime.pretrained import find_checkpoint
 from runtime.shards import checksums
 
@@ -146,8 +146,8 @@ def save(array, path):
 def find_videos():
     """{name of its episode: path}. Raises ValueError where two videos would be the same file."""
     found = {}
-    for path in sorted(glob.glob(os.path.expanduser(videos), recursive=True)):
-        name = Path(path).stem
+    for path in matching(videos):
+        name = composed(Path(path).stem)
         if name in found or name.endswith("-pictures"):
             raise ValueError(f"{path}: {name}.npy is another file's; rename it")
         found[name] = path

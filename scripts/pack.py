@@ -34,6 +34,7 @@ from tqdm import tqdm
 from configurator import check_range, configure, run
 from data import Episode, record_faults, write_shard, write_text
 from runtime.files import read_json, write_json
+from runtime.patterns import listed
 from runtime.shards import SPLITS, read_shard, shard_path, shard_paths, write_meta
 from scripts.captions import read_all_captions, read_text
 from scripts.recordings import find_recordings, load, load_pictures, picture_bytes
@@ -213,9 +214,8 @@ def make():
     """The data set that the settings describe."""
     check_settings()
     recordings, D, dtype = find_recordings(obs)
-    paths = filter(None, captions.split(","))
     lengths = {r.id: r.steps for r in recordings}
-    texts, by_person = read_all_captions(paths, lengths, fps, annotated)
+    texts, by_person = read_all_captions(listed(captions), lengths, fps, annotated)
     room = SHARD // (D * getattr(torch, dtype).itemsize + picture_bytes(recordings))
     names = texts.keys() or lengths.keys()  # where nobody annotated any, all are alike
     splits = held_out(by_person, names) if texts or len(names) > 2 else {}
@@ -230,7 +230,7 @@ def make():
     meta |= dict(source=source, licence=licence, splits=present)
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder, read_text(text, fps) if text else [])
+    write_text(folder, [said for path in listed(text) for said in read_text(path, fps)])
     pack(folder, shards, texts, meta)
     steps = sum(recording.steps for recording in recordings)
     count = sum(bool(caption.text) for of in texts.values() for caption in of)

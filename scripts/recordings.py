@@ -3,7 +3,6 @@ Reads files of observations, and the pictures beside them, for scripts.pack, whi
 them. What is wrong with one is a ValueError.
 """
 
-import glob
 import os
 from itertools import pairwise
 from pathlib import Path
@@ -15,6 +14,7 @@ from safetensors.torch import load_file
 
 from data import record_faults
 from runtime.files import regular_file
+from runtime.patterns import composed, matching
 from runtime.shards import DTYPES, finite
 
 REAL = "float", "bfloat", "int", "uint", "bool"
@@ -30,7 +30,9 @@ class Recording(NamedTuple):
 
     def pictures(self):
         """The file of its pictures, if it has any."""
-        return Path(self.path).parent / f"{self.id}-pictures.npy"
+        stem = Path(self.path).stem
+        of_file = self.id[len(composed(stem)) :]  # '' or /array
+        return Path(self.path).parent / f"{stem}{of_file}-pictures.npy"
 
 
 def open_arrays(path):
@@ -78,13 +80,13 @@ def find_recordings(obs):
     obs: the files, a pattern.
     """
     recordings, dims, dtypes = [], {}, set()
-    paths = sorted(glob.glob(os.path.expanduser(obs), recursive=True))
+    paths = matching(obs)
     beside = {str(Path(path).with_suffix("")) + "-pictures.npy" for path in paths}
     for path in [path for path in paths if path not in beside]:
         arrays = describe_arrays(path)
         for name, (steps, D), dtype in arrays:
             suffix = f"/{name}" if len(arrays) > 1 else ""
-            recordings.append(Recording(Path(path).stem + suffix, path, name, steps))
+            recordings.append(Recording(composed(Path(path).stem + suffix), path, name, steps))
             dims.setdefault(D, path)
             dtypes.add(dtype)
     if not recordings:

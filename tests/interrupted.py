@@ -58,11 +58,11 @@ def read_rank():
 def one(rank, n, meeting, dtype, *rest):
     """One of the processes of `start`."""
     torch.set_default_dtype(dtype)
-    os.environ |= dict(RANK=str(rank), WORLD_SIZE=str(n))
+    os.environ |= dict(RANK=str(rank), WORLD_SIZE=str(n), TORCHELASTIC_RUN_ID="test")
     read_rank()
     if n > 1:
         store = distributed.dist.FileStore(f"{meeting}/store", n)
-        distributed.dist.rendezvous = lambda _: iter([(store, rank, n)])
+        distributed.dist.rendezvous = lambda *_, **__: iter([(store, rank, n)])
     main(*rest)
 
 

@@ -31,8 +31,6 @@ from tqdm import tqdm
 from configurator import check_range, configure, run
 from domains.vpt.captions import KINDS, MORE_KINDS, annotate, to_steps
 from domains.vpt.episodes import (
-    RANK,
-    WORLD,
     Writer,
     annotations_to_steps,
     by_stem,
@@ -48,7 +46,7 @@ from domains.vpt.recordings import (
     read_lines,
     video_library,
 )
-from runtime.distributed import pick_device
+from runtime.distributed import LOCAL_RANK, LOCAL_WORLD, RANK, WORLD, pick_device, tell_ranks
 
 weights = ""  # file of a VPT policy
 recordings = ""  # folder with .mp4 and .jsonl, searched to all depths
@@ -249,11 +247,11 @@ def load_network():
     name = pick_device(device)
     vpt = VPT.from_weights(weights)
     vpt.bf16 = bf16 and name == "cuda"
-    return vpt.to(f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if name == "cuda" else name)
+    return vpt.to(f"cuda:{LOCAL_RANK}" if name == "cuda" else name)
 
 
 def cores_per_process():
-    return max((os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)), 1)
+    return max((os.cpu_count() or 1) // LOCAL_WORLD, 1)
 
 
 def made_with():
@@ -281,6 +279,7 @@ def main():
 
 
 def embed_recordings():
+    tell_ranks()
     video_library()
     vpt = load_network()
     paths = by_stem(recordings, [".mp4"])

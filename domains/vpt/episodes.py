@@ -10,7 +10,6 @@ import hashlib
 import itertools
 import json
 import math
-import os
 import sys
 import time
 from pathlib import Path
@@ -18,7 +17,9 @@ from pathlib import Path
 import torch
 
 from data import Caption, Episode, record_faults, write_shard
+from runtime.distributed import RANK, WORLD
 from runtime.files import read_json, regular_file, replace
+from runtime.patterns import composed, matching
 from runtime.shards import SPLITS, Shard, read_shard, shard_path, shard_paths, write_meta
 
 LONGEST = 1e9  # seconds or frames into a recording: more is a mistake
@@ -28,9 +29,6 @@ LICENCE = (
     "numbers derived from OpenAI's VPT contractor recordings, MIT (c) OpenAI 2022; "
     "Minecraft's pictures are not included"
 )
-# set by torchrun
-RANK = int(os.environ.get("RANK", 0))
-WORLD = int(os.environ.get("WORLD_SIZE", 1))
 
 
 def split_of(stem):
@@ -47,7 +45,7 @@ def split_of(stem):
 
 def by_stem(folder, endings):
     """{stem: path} of the files below a folder, sorted. Of two with one name the first counts."""
-    paths = [path for path in Path(folder).rglob("*") if path.suffix in endings]
+    paths = [Path(path) for path in matching(f"{folder}/**") if path.endswith(tuple(endings))]
     if not paths:
         raise ValueError(f"{folder}: no {' or '.join(endings)} file in this folder")
     stems = {path.stem: path for path in sorted(paths, reverse=True)}
@@ -83,12 +81,12 @@ def read_annotations(path, stems):
         if "\n" in row["text"]:
             problem = "a text of several lines: is a quote left open?"
             print(f"warning: {path}, row {number}: {problem}", file=sys.stderr)
-    absent = sorted(spans.keys() - set(stems))
+    absent = sorted(spans.keys() - set(map(composed, stems)))
     if absent:
         print(
             f"{path}: {len(absent)} recordings are not there, such as {absent[0]}", file=sys.stderr
         )
-    return dict(spans)
+    return spans | {stem: spans[composed(stem)] for stem in stems if composed(stem) in spans}
 
 
 def read_row(row):
@@ -98,7 +96,7 @@ def read_row(row):
     if not 0 <= start <= end < LONGEST or None in row:  # more fields than columns
         raise ValueError
     stem = row["recording"].strip().removesuffix(".mp4")
-    return stem, (start, end, unit, " ".join(row["text"].split()))
+    return composed(stem), (start, end, unit, " ".join(row["text"].split()))
 
 
 def annotations_to_steps(spans, fps, stride, steps):

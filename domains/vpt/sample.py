@@ -6,6 +6,7 @@ Captions of one Minecraft recording, straight from its mp4.
 A line per caption: its start in seconds, the probability of its least sure token, its text.
 """
 
+import glob
 from pathlib import Path
 
 from configurator import configure, run
@@ -17,6 +18,7 @@ from encoder import Encoder
 from runtime.checkpoint import best, verify
 from runtime.distributed import pick_device
 from runtime.files import read_json
+from runtime.patterns import matching
 from sample import data_of, with_confidence
 
 out_dir = "out/exp1"  # the run to load
@@ -34,7 +36,8 @@ def find_recording():
     if recording.endswith(".mp4"):
         mp4 = Path(recording)
     else:
-        mp4 = next(Path(recordings).rglob(f"{recording}.mp4"), Path(recordings, f"{recording}.mp4"))
+        found = matching(f"{recordings}/**/{glob.escape(recording)}.mp4")
+        mp4 = Path(*found[:1] or [recordings, f"{recording}.mp4"])
     for path in (mp4, mp4.with_suffix(".jsonl")):
         if not path.is_file():
             raise ValueError(f"{path} is missing; --recording=clip.mp4 or --recordings=folder")
