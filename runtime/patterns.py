@@ -73,11 +73,12 @@ def matching(pattern):
 
 
 def listed(text):
-    """The paths of a list with commas between. A comma may be in a name, where that is there."""
+    """The paths of a list with commas between; of a pattern, those that it names. A comma may be in
+    a name, where that is there."""
     paths, pieces = [], text.split(",")
     while pieces:
         for n in range(len(pieces), 0, -1):
-            found = matching(glob.escape(",".join(pieces[:n])))
+            found = matching(",".join(pieces[:n]))
             if found:
                 break
         paths += found or pieces[:n]

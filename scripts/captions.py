@@ -5,7 +5,6 @@ ValueError with its line.
 
 import csv
 import difflib
-import io
 import math
 import sys
 from pathlib import Path
@@ -13,37 +12,58 @@ from pathlib import Path
 from data import Caption, record_faults
 from runtime.files import parse_json, regular_file
 from runtime.patterns import composed
+from scripts.annotations import (
+    BORIS,
+    READERS,
+    boris_rows,
+    choose_episode,
+    decoded,
+    label_studio_rows,
+    read_table,
+)
 
 LONGEST = 10**6  # steps of an episode of which there is only text
 
 
-def csv_rows(text):
-    """(line number, dict) of a .csv file's rows; of several lines the last one's number."""
-    csv.field_size_limit(2**31 - 1)  # a long field is told below, with its line
-    reader = csv.DictReader(io.StringIO(text))
-    reader.fieldnames = [name.strip() for name in reader.fieldnames or []]
-    missing = sorted({"episode", "start", "text"} - set(reader.fieldnames))
-    for name in ("episode", "start", "end", "text"):
-        if reader.fieldnames.count(name) > 1:
-            raise ValueError(f"two columns are called {name}")
+def table_rows(path, steps):
+    """(place, row) of a table, ours or one of BORIS."""
+    columns, rows = read_table(path)
+    if BORIS <= set(columns):
+        yield from boris_rows(rows, steps)
+        return
+    missing = [name for name in ("start", "text") if name not in columns]
     if missing:
         names = ", ".join(missing)
-        raise ValueError(
-            f"the columns are episode,start,end,text; missing, or no commas between: {names}"
-        )
-    for row in reader:
-        yield reader.line_num, row
+        raise ValueError(f"the columns are episode,start,end,text; missing: {names}")
+    named = {} if "episode" in columns else dict(episode=choose_episode([path], steps))
+    for place, row in rows:
+        yield place, named | row
 
 
 def json_rows(text):
-    """(line number, dict) of a .jsonl file's rows; {} for what is no JSON object."""
+    """(place, row) of JSON lines; {} for what is no JSON object."""
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
             try:
                 row = parse_json(line.encode())
             except ValueError:
                 row = {}
-            yield number, row if isinstance(row, dict) else {}
+            yield f"line {number}", row if isinstance(row, dict) else {}
+
+
+def read_rows(path, steps, frame_rate):
+    """(place, row) of a file, as its ending says."""
+    ending = Path(path).suffix.lower()
+    if ending in (".csv", ".tsv"):
+        return table_rows(path, steps)
+    if ending == ".json" and decoded(path).lstrip().startswith("["):
+        return label_studio_rows(path, steps, frame_rate)
+    if ending in (".jsonl", ".json"):
+        return json_rows(decoded(path))
+    if ending not in READERS:
+        endings = " ".join([".csv .tsv .jsonl .json", *READERS])
+        raise ValueError(f"captions are read from {endings}")
+    return READERS[ending](path, steps)
 
 
 def read_caption(row, steps, fps):
@@ -54,16 +74,21 @@ def read_caption(row, steps, fps):
     text, start, end = row.get("text"), row.get("start"), row.get("end")
     if not isinstance(text, (str, type(None))):
         raise ValueError(f"text {text!r:.80}: not a string")
-    text = " ".join((text or "").split())
+    text = composed(" ".join((text or "").split()))
+    unit = row.get("unit") or ""
+    if unit not in ("", "seconds", "steps"):
+        raise ValueError(f"unit {unit!r:.80}: it is 'seconds' or 'steps'")
     if start in (None, "") and not text:
         return None
     if not text and "by" not in row:  # a line of the page may say that nothing happens there
         raise ValueError("no text; leave the line out")
-    if row.get("unit") == "seconds" and not fps:
+    if unit == "seconds" and not fps:
         raise ValueError("the times are seconds: --fps=.. says how many steps a second has")
     times = f"start {start!s:.80}, end {end!s:.80}"
-    in_steps = not fps or row.get("unit") == "steps"
+    in_steps = not fps or unit == "steps"
     rate = 1 if in_steps else fps
+    # seconds are often told to a millisecond, so half of one before a step is that step
+    slack = 1e-6 if in_steps else 1e-6 + min(5e-4 * fps, 0.05)
     try:
         if bool in (type(start), type(end)):
             raise TypeError
@@ -79,8 +104,8 @@ def read_caption(row, steps, fps):
         raise ValueError(f"{times}; episode {row['episode']} has {has}; {hint}")
     if in_steps and first % 1:
         raise ValueError(f"{times}: a step is a whole number; --fps=.. makes times seconds")
-    first = int(first + 1e-6)
-    return Caption(first, min(max(math.ceil(last - 1e-6), first + 1), steps), text)
+    first = min(int(first + slack), steps - 1)
+    return Caption(first, min(max(math.ceil(last - slack), first + 1), steps), text)
 
 
 def read_row(row, steps, fps):
@@ -119,23 +144,21 @@ def row_warnings(path, rows, steps, fps):
         yield f"{path}: {problem}; {steps_hint}; {rate_hint}"
 
 
-def read_captions(path, steps, fps, annotated):
+def read_captions(path, steps, fps, annotated, frame_rate):
     """{episode id: captions} of a file, and whether an encoder wrote them.
 
-    steps: {episode id: its length}; fps, annotated: settings of scripts.pack. Raises ValueError for
-    all that a data set would refuse.
+    steps: {episode id: its length}; the others: settings of scripts.pack. Raises ValueError for all
+    that a data set would refuse.
     """
     regular_file(path)
-    texts, rows, place = {}, {}, f"{path}, line 1"
-    read_rows = csv_rows if path.endswith(".csv") else json_rows
+    texts, rows, place = {}, {}, path
     try:
-        for number, row in read_rows(Path(path).read_text(encoding="utf-8-sig")):
-            place = f"{path}, line {number}"
+        for where, row in read_rows(path, steps, frame_rate):
+            place = f"{path}, {where}" if where else path
             name, in_episode = read_row(row, steps, fps)
             texts.setdefault(name, []).extend(in_episode)
             rows[place] = row, name
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not UTF-8 ({error}); save it as UTF-8") from None
+            place = path
     except (ValueError, csv.Error) as error:
         raise ValueError(f"{place}: {error}") from None
     if not texts:
@@ -148,11 +171,11 @@ def read_captions(path, steps, fps, annotated):
     return {name: sorted(in_episode) for name, in_episode in texts.items()}, written
 
 
-def read_all_captions(paths, steps, fps, annotated):
+def read_all_captions(paths, steps, fps, annotated, frame_rate=0.0):
     """{episode id: captions} of all files, and the episodes whose captions a person made."""
     texts, by_person = {}, set()
     for path in paths:
-        of_file, written = read_captions(path, steps, fps, annotated)
+        of_file, written = read_captions(path, steps, fps, annotated, frame_rate)
         texts |= of_file
         by_person = by_person - of_file.keys() if written else by_person | of_file.keys()
     return texts, by_person or set(texts)
@@ -168,7 +191,7 @@ class AnyEpisode(dict):
         return LONGEST
 
 
-def read_text(path, fps):
+def read_text(path, fps, frame_rate=0.0):
     """A list of captions for each episode of the text."""
-    captions, _ = read_captions(path, AnyEpisode(), fps, "all")
+    captions, _ = read_captions(path, AnyEpisode(), fps, "all", frame_rate)
     return [sorted(set(in_episode)) for in_episode in captions.values()]

@@ -8,12 +8,19 @@ Observations: .npy, .npz or .safetensors, an array (steps, dims) per episode. A 
 is the episode named like the file without its ending; several are the episodes file/array.
 An episode's pictures for the page are beside it: NAME-pictures.npy, (steps, h, w, 3) uint8.
 
-Captions: .csv with the columns episode,start,text and optionally end and unit (steps or seconds),
-or .jsonl with the same keys, as `sample.py --json` writes. A line with an episode and nothing else
-says that nothing happens in it; episodes that no line names are not annotated. Of several files, as
-in --captions=captions.csv,corrected.jsonl, a later one replaces what earlier ones say of an
-episode. What an encoder wrote (its lines have "sure") trains, corrected or not; val and test are a
-person's.
+Captions: .csv or .tsv with the columns episode,start,text and optionally end and unit (steps or
+seconds), or .jsonl with the same keys, as `sample.py --json` writes. A line with an episode and
+nothing else says that nothing happens in it; episodes that no line names are not annotated. Of
+several files, as in --captions=captions.csv,corrected.jsonl, a later one replaces what earlier ones
+say of an episode. What an encoder wrote (its lines have "sure") trains, corrected or not; val and
+test are a person's.
+
+Or files of annotation tools, as in --captions='labels/*.eaf' --fps=5: ELAN, Praat, BORIS, Audacity,
+Label Studio, subtitles (scripts/annotations.py says how each is read). Such a file is of the
+episode that has its name, and says that nothing happens where it has no caption.
+
+A features.txt beside the observations names their features, a line each. --drop=3,speed leaves the
+fourth out, and the one called speed.
 
 With --group='(subject\d+)' episodes in whose names the same is found stay in one split.
 
@@ -33,17 +40,19 @@ from tqdm import tqdm
 
 from configurator import check_range, configure, run
 from data import Episode, record_faults, write_shard, write_text
-from runtime.files import read_json, write_json
+from runtime.files import read_json, replace, write_json
 from runtime.patterns import listed
 from runtime.shards import SPLITS, read_shard, shard_path, shard_paths, write_meta
 from scripts.captions import read_all_captions, read_text
-from scripts.recordings import find_recordings, load, load_pictures, picture_bytes
+from scripts.recordings import find_recordings, load, load_pictures, picture_bytes, read_features
 
 obs = ""  # the observations' files, e.g. 'episodes/*.npy'
-captions = ""  # .csv or .jsonl, several with commas between; without it nothing is annotated
+captions = ""  # files or patterns, with commas between; without it nothing is annotated
 text = ""  # the same of other episodes, of which there are no observations: what is said, and how
 out = ""  # folder of the data set, e.g. data/mine
+drop = ""  # features left out: names or numbers from 0 on, with commas between
 fps = 0.0  # steps per second; with it the captions' times are seconds, else steps
+frame_rate = 0.0  # of the videos in Label Studio, where its times are frames
 annotated = "all"  # of an episode with captions: 'all' | 'captions', only where they are
 group = ""  # regular expression: what it finds in an episode's name, one split has alone
 val = 0.1  # share of the annotated episodes (or groups) that validate, at least one
@@ -102,9 +111,9 @@ def plan(recordings, splits, room):
     return shards
 
 
-def fingerprint(recordings, texts, dtype):
+def fingerprint(recordings, texts, dtype, kept):
     """Changes when a shard's files, captions or settings do."""
-    about = [annotated, dtype]
+    about = [annotated, dtype] + [kept] * bool(drop)
     for recording in recordings:
         stat = os.stat(recording.path)
         about += [recording.id, os.path.abspath(recording.path), recording.name]
@@ -148,24 +157,25 @@ def tell_replaced(folder, old):
     print(f"{folder}: replaces a data set ({size}); {hint}", file=sys.stderr)
 
 
-def make_episode(recording, texts, dtype):
+def make_episode(recording, texts, dtype, kept):
     in_episode = texts.get(recording.id, [])
     known = [[caption.start, caption.end] for caption in in_episode]
     in_episode = [caption for caption in in_episode if caption.text]
     if annotated == "all" and recording.id in texts:
         known = "all"
     pictures = load_pictures(recording)
-    return Episode(recording.id, load(recording, dtype), in_episode, known, pictures)
+    return Episode(recording.id, load(recording, dtype, kept), in_episode, known, pictures)
 
 
-def pack(folder, shards, texts, meta):
+def pack(folder, shards, texts, meta, kept):
     """Makes the data set consist of these shards. Those packed before and intact stay as they are.
 
-    shards: {(split, index): its recordings}; texts: {episode id: captions}; meta: of meta.json.
+    shards: {(split, index): its recordings}; texts: {episode id: captions}; meta: of meta.json;
+    kept: numbers of the features that it has.
     """
     dtype = meta["dtype"]
     paths = {shard: shard_path(folder, *shard) for shard in shards}
-    wanted = {paths[shard]: fingerprint(shards[shard], texts, dtype) for shard in shards}
+    wanted = {paths[shard]: fingerprint(shards[shard], texts, dtype, kept) for shard in shards}
     packed = find_intact(folder, wanted, meta)
     missing = [shard for shard, path in paths.items() if path.name not in packed]
     surplus = set(shard_paths(folder)) - wanted.keys()
@@ -176,7 +186,7 @@ def pack(folder, shards, texts, meta):
         raise ValueError(f"{path} is a folder: remove it")
     for shard in tqdm(missing if old else [], "reading", leave=False, unit="shard", disable=None):
         for recording in shards[shard]:
-            load(recording, dtype)
+            load(recording, dtype, kept)
 
     if old and (missing or surplus or any(old.get(key) != meta[key] for key in meta)):
         tell_replaced(folder, old)
@@ -186,7 +196,7 @@ def pack(folder, shards, texts, meta):
         (folder / "meta.json").unlink(missing_ok=True)
         write_json(packed, folder / "packed.json")
     for shard in tqdm(missing, desc="packing", unit="shard", disable=None):
-        write_shard(folder, *shard, [make_episode(r, texts, dtype) for r in shards[shard]])
+        write_shard(folder, *shard, [make_episode(r, texts, dtype, kept) for r in shards[shard]])
         packed[paths[shard].name] = wanted[paths[shard]]
         write_json(packed, folder / "packed.json")
     for path in surplus:
@@ -202,7 +212,7 @@ def check_settings():
             raise ValueError(f"--{name} is needed; python -m scripts.pack --help")
     if annotated not in ("all", "captions"):
         raise ValueError(f"--annotated={annotated}: 'all' or 'captions'")
-    check_range(globals(), 0, "fps", most=1e6)
+    check_range(globals(), 0, "fps frame_rate", most=1e6)
     check_range(globals(), 0, "val test", most=0.5)
     try:
         re.compile(group)
@@ -214,27 +224,32 @@ def make():
     """The data set that the settings describe."""
     check_settings()
     recordings, D, dtype = find_recordings(obs)
+    names, kept = read_features(recordings, D, drop)
     lengths = {r.id: r.steps for r in recordings}
-    texts, by_person = read_all_captions(listed(captions), lengths, fps, annotated)
-    room = SHARD // (D * getattr(torch, dtype).itemsize + picture_bytes(recordings))
-    names = texts.keys() or lengths.keys()  # where nobody annotated any, all are alike
-    splits = held_out(by_person, names) if texts or len(names) > 2 else {}
+    texts, by_person = read_all_captions(listed(captions), lengths, fps, annotated, frame_rate)
+    room = SHARD // (len(kept) * getattr(torch, dtype).itemsize + picture_bytes(recordings))
+    of_splits = texts.keys() or lengths.keys()  # where nobody annotated any, all are alike
+    splits = held_out(by_person, of_splits) if texts or len(of_splits) > 2 else {}
     found = len(recordings)  # what nobody annotated neither scores nor gives its group away
-    recordings = [r for r in recordings if r.id in names or group_of(r.id) not in splits]
+    recordings = [r for r in recordings if r.id in of_splits or group_of(r.id) not in splits]
     if len(recordings) < found:
         left = f"{found - len(recordings)} episodes without annotations"
         print(f"left out: {left}, in groups that validate or test", file=sys.stderr)
     shards = plan(recordings, splits, room)
-    meta = dict(obs_dim=D, dtype=dtype, steps_per_second=fps or None)
+    meta = dict(obs_dim=len(kept), dtype=dtype, steps_per_second=fps or None)
     present = [split for split in SPLITS if (split, 0) in shards]
     meta |= dict(source=source, licence=licence, splits=present)
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder, [said for path in listed(text) for said in read_text(path, fps)])
-    pack(folder, shards, texts, meta)
+    said = [read_text(path, fps, frame_rate) for path in listed(text)]
+    write_text(folder, [of for in_file in said for of in in_file])
+    pack(folder, shards, texts, meta, kept)
+    if names:
+        lines = "".join(f"{names[k]}\n" for k in kept)
+        replace(folder / "features.txt", lambda beside: beside.write_text(lines, encoding="utf-8"))
     steps = sum(recording.steps for recording in recordings)
     count = sum(bool(caption.text) for of in texts.values() for caption in of)
-    size = f"{len(recordings)} episodes, {steps:,} steps of {D} {dtype}"
+    size = f"{len(recordings)} episodes, {steps:,} steps of {len(kept)} {dtype}"
     of_texts = f"{len(texts)} episodes annotated with {count} captions"
     print(f"{out}: {size}, {of_texts}; look at it: python -m scripts.show {out}")
 

@@ -3,6 +3,7 @@ Reads files of observations, and the pictures beside them, for scripts.pack, whi
 them. What is wrong with one is a ValueError.
 """
 
+import difflib
 import os
 from itertools import pairwise
 from pathlib import Path
@@ -82,7 +83,9 @@ def find_recordings(obs):
     recordings, dims, dtypes = [], {}, set()
     paths = matching(obs)
     beside = {str(Path(path).with_suffix("")) + "-pictures.npy" for path in paths}
-    for path in [path for path in paths if path not in beside]:
+    for path in [
+        path for path in paths if path not in beside and Path(path).name != "features.txt"
+    ]:
         arrays = describe_arrays(path)
         for name, (steps, D), dtype in arrays:
             suffix = f"/{name}" if len(arrays) > 1 else ""
@@ -105,9 +108,31 @@ def find_recordings(obs):
     return recordings, min(dims), stored_dtype(dtypes)
 
 
-def load(recording, dtype):
-    """The observations of an episode (N, D). Raises ValueError where one is not finite."""
+def read_features(recordings, D, drop):
+    """The names of the D features in features.txt beside the recordings, [] where there is none,
+    and the numbers of those that are not dropped. drop: names or numbers, with commas between."""
+    paths = {Path(recording.path).with_name("features.txt") for recording in recordings}
+    paths = sorted(path for path in paths if path.is_file())
+    names = paths[0].read_text(encoding="utf-8-sig", errors="replace").splitlines() if paths else []
+    if names and len(names) != D:
+        raise ValueError(f"{paths[0]}: {len(names)} lines; {D} features want a name each")
+    numbers = {str(k): k for k in range(D)} | {composed(name): k for k, name in enumerate(names)}
+    dropped = [composed(name.strip()) for name in drop.split(",") if name.strip()]
+    for name in dropped:
+        if name not in numbers:
+            near = difflib.get_close_matches(name, numbers, 1)
+            hint = f"did you mean {near[0]!r}?" if near else f"they are 0 .. {D - 1}"
+            raise ValueError(f"--drop={drop:.80}: no feature {name!r:.80}; {hint}")
+    kept = sorted(set(range(D)) - {numbers[name] for name in dropped})
+    if not kept:
+        raise ValueError(f"--drop={drop:.80}: no feature is left")
+    return names, kept
+
+
+def load(recording, dtype, kept):
+    """The kept features of an episode (N, D). Raises ValueError where one is not finite."""
     x = open_arrays(recording.path)[recording.name]
+    x = x if len(kept) == x.shape[1] else x[:, kept]
     if isinstance(x, np.ndarray):
         with np.errstate(over="ignore"):  # what is too large is told below
             x = torch.from_numpy(x.astype(dtype))

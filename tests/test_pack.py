@@ -2,6 +2,7 @@ import json
 import os
 import pickle
 import re
+import unicodedata
 
 import numpy as np
 import pytest
@@ -324,8 +325,8 @@ def test_a_wrong_caption_is_one_line_that_names_it(folder, packed, line, message
     "content, settings, message",
     [
         (b"episode,start,text\n", {}, "no captions in it"),
-        (b"episode;start;text\nep1;1;a\n", {}, "no commas between: episode, start, text"),
-        ("episode,start,text\nep1,1,café\n".encode("latin-1"), {}, "not UTF-8"),
+        (b"episode|start|text\nep1|1|a\n", {}, "the columns are episode,start,end,text; missing"),
+        (b"episode,start,text\nep1,1,caf\xe9 \xc3\xa9\n", {}, "line 2: not UTF-8"),
         (b"episode,start,text\nep1,1,a\n", dict(annotated="captions"), "no line has an end"),
         (b"episode,start,start,text\nep1,1,2,a\n", {}, "two columns are called start"),
     ],
@@ -581,3 +582,53 @@ def test_text_of_other_episodes_is_packed_beside(folder, packed):
     assert told == [[(3, "say twice"), (9, "never seen")], [(1, "say twice")]]
     packed(text="")
     assert read_text(folder / "mine") == []
+
+
+def test_dropped_features_are_left_out_and_the_others_keep_their_names(folder, packed):
+    names = ["speed", "é", "always one", "z"]
+    (folder / "raw/features.txt").write_text("\n".join(names), encoding="utf-8")
+    for n in range(10):
+        x = np.load(folder / f"raw/ep{n}.npy")
+        x[:, 2] = np.nan  # of no use, so that it may be left out
+        np.save(folder / f"raw/ep{n}.npy", x)
+    assert "not a finite number" in refused(packed)
+    found = packed(drop="2, e\u0301")
+    for n in range(10):
+        assert np.array_equal(
+            found[f"ep{n}"][1].numpy(), np.load(folder / f"raw/ep{n}.npy")[:, [0, 3]]
+        )
+    lines = (folder / "mine/features.txt").read_text(encoding="utf-8").splitlines()
+    assert lines == ["speed", "z"] and Episodes(folder / "mine", "train").meta["obs_dim"] == 2
+    assert packed(drop="2")["ep0"][1].shape == (30, 3)
+    assert "no feature 'speeed'; did you mean 'speed'?" in refused(packed, drop="speeed")
+    assert "no feature is left" in refused(packed, drop="0,1,2,3")
+    (folder / "raw/features.txt").write_text("speed\n")
+    assert "features.txt: 1 lines; 4 features want a name each" in refused(packed)
+
+
+def test_names_of_files_are_composed(folder, packed):
+    names = {n: f"caf\u00e9{n}" for n in range(10)}
+    for n, name in names.items():
+        decomposed = unicodedata.normalize("NFD", name)
+        (folder / f"raw/ep{n}.npy").rename(folder / f"raw/{decomposed}.npy")
+    np.save(folder / f"raw/{decomposed}-pictures.npy", np.zeros((30, 2, 2, 3), np.uint8))
+    text = (folder / "captions.csv").read_text().replace("\nep", "\ncaf\u00e9")
+    (folder / "captions.csv").write_text(text, encoding="utf-8")
+    found = packed()
+    assert sorted(found) == sorted(names.values()) and found[names[5]][2]
+    episodes = Episodes(folder / "mine", found[names[9]][0])
+    i = [record["id"] for record in episodes.records].index(names[9])
+    assert episodes.pictures(i).shape == (30, 2, 2, 3)
+
+
+def test_captions_in_a_file_an_episode_are_packed_by_a_pattern(folder, packed):
+    for n in range(4):
+        label = f"0.{n}\t0.{n}\tbeep\n" * (n < 3)
+        (folder / f"ep{n}.txt").write_text(label)
+    rows = "".join(f'ep{n},0.{n},,"say {n}, twice"\n' for n in range(3, 6))
+    (folder / "captions.csv").write_text("episode,start,end,text\n" + rows)
+    found = packed(captions=f"{folder / 'captions.csv'},{folder}/ep?.txt", fps=10.0)
+    said = [[c.text for c in found[f"ep{n}"][2]] for n in range(6)]
+    assert said == [["beep"]] * 3 + [[], ["say 4, twice"], ["say 5, twice"]]
+    assert found["ep3"][3] == "all"  # nothing happens in it
+    assert "nowhere.eaf is missing" in refused(packed, captions="nowhere.eaf", fps=10.0)
