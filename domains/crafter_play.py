@@ -49,6 +49,7 @@ CREATURES = [
     objects.Arrow,
     objects.Plant,
 ]
+ONE_HOT = np.eye(len(constants.materials) + 1, dtype=np.uint8)  # 0: outside the world
 ITEMS = list(constants.items)
 MERGE = 8  # steps within which the same event is the same caption
 HEAD_START = 40  # steps
@@ -66,15 +67,22 @@ def observe(env, before):
 
 def view(env):
     """What stands in each cell around the player, one-hot: (9, 7, materials + 1 + creatures)."""
-    n_materials = len(constants.materials) + 1  # 0: outside the world
-    cells = np.zeros((*VIEW, n_materials + len(CREATURES)), np.uint8)
-    for x in range(VIEW[0]):
-        for y in range(VIEW[1]):
-            material, obj = env._world[env._player.pos + np.array([x, y]) - VIEW // 2]
-            cells[x, y, constants.materials.index(material) + 1 if material else 0] = 1
-            if obj is not None:
-                cells[x, y, n_materials + CREATURES.index(type(obj))] = 1
-    return cells
+    world, center = env._world, env._player.pos
+    creatures = around(world._obj_map, center)
+    cells = np.zeros((*VIEW, len(CREATURES)), np.uint8)
+    for x, y in zip(*creatures.nonzero(), strict=True):
+        cells[x, y, CREATURES.index(type(world._objects[creatures[x, y]]))] = 1
+    return np.concatenate([ONE_HOT[around(world._mat_map, center)], cells], 2)
+
+
+def around(cells, center):
+    """The part of a map of the world (w, h) that is in view; 0 outside the world: (9, 7)."""
+    x, y = (center - VIEW // 2).tolist()
+    left, top = max(-x, 0), max(-y, 0)
+    inside = cells[x + left : x + VIEW[0], y + top : y + VIEW[1]]
+    seen = np.zeros(VIEW, cells.dtype)
+    seen[left : left + inside.shape[0], top : top + inside.shape[1]] = inside
+    return seen
 
 
 def events_to_captions(events):

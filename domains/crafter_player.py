@@ -5,6 +5,7 @@ The player picks a goal by what it has and likes, walks to the nearest place whe
 pursued, acts, and picks another.
 """
 
+import functools
 import sys
 from collections import defaultdict, deque
 
@@ -12,9 +13,37 @@ import numpy as np
 
 try:
     import crafter
-    from crafter import constants, objects
+    from crafter import constants, engine, objects, worldgen
 except ImportError:
     sys.exit("the package crafter is missing: run `pip install -r requirements.txt`")
+from domains import crafter_noise
+
+# -----------------------------------------------------------------------------
+# the game's slowest functions, replaced: every world and every step stays the same
+
+
+def look(world, pos):
+    """crafter.engine.World's world[pos]: the material and the creature in a cell, or None."""
+    x, y = pos
+    if not (0 <= x < world.area[0] and 0 <= y < world.area[1]):
+        return None, None
+    material, obj = world._mat_map.item(x, y), world._obj_map.item(x, y)
+    return world._mat_names[material], world._objects[obj]
+
+
+def distance(self, target):
+    """crafter.objects.Object.distance: steps to a creature or a cell."""
+    x, y = getattr(target, "pos", target)
+    return abs(int(x - self.pos[0])) + abs(int(y - self.pos[1]))
+
+
+worldgen.opensimplex = crafter_noise
+engine.World.__getitem__ = look
+engine.Textures = functools.cache(engine.Textures)
+objects.Object.distance = distance
+
+# -----------------------------------------------------------------------------
+# the world, and who plays in it
 
 
 class World(crafter.Env):
@@ -22,6 +51,10 @@ class World(crafter.Env):
 
     The original walks a set of creatures, which is ordered by memory address.
     """
+
+    def __init__(self, **settings):
+        super().__init__(**settings)
+        self._sem_view = self._obs  # a map of the whole world in each step, which nobody reads
 
     def _obs(self):
         return None
@@ -121,8 +154,8 @@ class Player:
     def wishes_to_place(self):
         wishes = {}
         for name, wish in dict(plant=2, stone=0.3, table=8, furnace=8).items():
-            is_built = name in ("table", "furnace") and self.route(name)
             if self.can_afford(constants.place[name]):
+                is_built = name in ("table", "furnace") and self.route(name)
                 wishes[f"place_{name}"] = 0.1 if is_built else wish
         return wishes
 
@@ -157,9 +190,9 @@ class Player:
 
     def beside(self, kind):
         """The side on which a creature of this kind stands, or None."""
-        player = self.env._player
+        x, y = self.env._player.pos.tolist()
         for side in MOVES:
-            if isinstance(self.env._world[player.pos + np.array(side)][1], kind):
+            if isinstance(self.env._world[x + side[0], y + side[1]][1], kind):
                 return side
         return None
 
@@ -178,7 +211,7 @@ class Player:
     def route(self, target):
         """Sides to take to the nearest target, breadth first; None where none is within reach."""
         world = self.env._world
-        start = tuple(int(x) for x in self.env._player.pos)
+        start = tuple(self.env._player.pos.tolist())
         came_from, queue = {start: None}, deque([start])
         while queue and len(came_from) < REACH:
             cell = queue.popleft()
