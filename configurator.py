@@ -66,8 +66,11 @@ def check(name, value, defaults, source):
     return value
 
 
-def configure(namespace, argv=None):
-    """Overrides a program's settings (in its globals()) from the command line. Returns them."""
+def configure(namespace, argv=None, bare=None):
+    """Overrides a program's settings (in its globals()) from the command line. Returns them.
+
+    bare: the setting that an argument gives which is neither --name=value nor a file of overrides.
+    """
     defaults = settings(namespace["__file__"])
     for argument in sys.argv[1:] if argv is None else argv:
         if argument in ("-h", "--help"):
@@ -75,8 +78,12 @@ def configure(namespace, argv=None):
             for name, (default, comment) in defaults.items():
                 print(f"  --{name}={default!r}".ljust(35), comment)
             sys.exit(0)
-        dashed = argument.startswith("--")
-        given = from_argument(argument, defaults) if dashed else from_file(argument)
+        if argument.startswith("--"):
+            given = from_argument(argument, defaults)
+        elif bare and not argument.endswith(".py"):
+            given = {bare: argument}
+        else:
+            given = from_file(argument)
         namespace.update({name: check(name, given[name], defaults, argument) for name in given})
     return {name: namespace[name] for name in defaults}
 

@@ -24,8 +24,9 @@ import torch.nn as nn
 import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 
-from data import END, SILENCE, Caption, read_stream, score, spans
+from data import END, SILENCE, Caption, Tokenizer, read_stream, score, spans
 from model import GPTNeoX
+from runtime import checkpoint
 from runtime.files import save_tensors, tensors_of
 
 MOST = 64  # tokens said at a step; then SILENCE is forced
@@ -562,6 +563,13 @@ class Encoder(nn.Module):
             reason = str(error).splitlines()[0]
             raise ValueError(f"{path}: garbled, or of another model ({reason})") from None
         return encoder
+
+
+def load(out_dir, device="cpu"):
+    """Encoder, tokenizer, folder and settings of a run's best checkpoint. Raises ValueError."""
+    folder, config = checkpoint.open_best(out_dir)
+    encoder = Encoder.from_pretrained(folder / "encoder").to(device)
+    return encoder, Tokenizer.from_file(folder / "tokenizer.json"), folder, config
 
 
 def written_captions(encoder, observations, tokenizer, rows=64):

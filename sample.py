@@ -3,28 +3,22 @@ Prints the grounded captions of an episode beside the true ones, and what the pr
 
     python sample.py out/mine --episode=3              an episode of the test split
     python sample.py --json                            a JSON object per written caption
-    python sample.py --html=out/episode.html           a page to look at in a browser
 
 A line per caption: when, true caption, written caption, the encoder's confidence (its least sure
 token), and what the predictor expects in the next K tokens: "+3 place table" is three steps on.
 Times are seconds where the data set says how many steps a second has.
 """
 
-import runpy
-import sys
 from json import dumps
-from pathlib import Path
 from unicodedata import normalize
 
 import torch
 import torch.nn.functional as F
 
 from configurator import check_range, configure, run
-from data import SILENCE, Episodes, Tokenizer, match, read_stream, spans
-from encoder import Encoder
-from runtime import checkpoint
+from data import SILENCE, Episodes, match, read_stream, spans
+from encoder import load
 from runtime.distributed import pick_device
-from runtime.files import read_json
 from train import Predictor
 
 out_dir = "out/crafter"  # the run to load
@@ -33,30 +27,14 @@ split = "test"  # which of its splits
 episode = "0"  # which episode: its name or its number
 min_prob = 0.0  # captions with a less sure token are left out
 json = False  # a JSON object per written caption instead of text
-html = ""  # file to write a self-contained page to
 device = "auto"  # 'auto' | 'cpu' | 'cuda' | 'mps'
 
 
-def load(out_dir, device="cpu"):
-    """Encoder, predictor or None, tokenizer, settings and `folder` of the best checkpoint."""
-    folder = checkpoint.best(out_dir)
-    checkpoint.verify(folder)
-    config = read_json(folder / "config.json") | dict(folder=folder)
-    encoder, predictor = Encoder.from_pretrained(folder / "encoder").to(device), None
-    if config.get("predict_weight") != 0:
-        predictor = Predictor.from_pretrained(folder / "predictor").to(device)  # stride 1
-    return encoder, predictor, Tokenizer.from_file(folder / "tokenizer.json"), config
-
-
-def arguments():
-    """The command line; a run may stand in it alone, as out/mine."""
-    return [x if x.startswith("-") or x.endswith(".py") else f"--out_dir={x}" for x in sys.argv[1:]]
-
-
-def data_of(run, name):
-    """The data set of a run: `name` from here, else from the nearest folder above the run."""
-    places = [Path(), *Path(run).resolve().parents]
-    return next((p / name for p in places if (p / name / "meta.json").exists()), name)
+def predictor_of(folder, config, device):
+    """The predictor of a checkpoint; None where it was not trained."""
+    if config.get("predict_weight") == 0:
+        return None
+    return Predictor.from_pretrained(folder / "predictor").to(device)  # stride 1
 
 
 def number_of(source, split, name):
@@ -176,18 +154,17 @@ def as_text(rows, rate):
 
 
 def main():
-    configure(globals(), arguments())
+    configure(globals(), bare="out_dir")
     check_range(globals(), 0, "min_prob", most=1)
-    if html:  # another program with the same settings
-        return runpy.run_module("scripts.page", run_name="__main__")
-    encoder, predictor, tokenizer, config = load(out_dir, pick_device(device))
-    episodes = Episodes(data or data_of(config["folder"], config["data"]), split)
+    encoder, tokenizer, folder, config = load(out_dir, pick_device(device))
+    predictor = predictor_of(folder, config, encoder.device)
+    episodes = Episodes(data or config["data"], split)
     i, rate = number_of(episodes, split, episode), episodes.meta["steps_per_second"]
     rows, *_ = read(encoder, predictor, episodes, i, tokenizer, min_prob)
     name = episodes.records[i]["id"]
     if json:
         return as_json(rows, name, rate)
-    print(f"episode {name} of {episodes.folder}, {split}; {config['folder']}\n")
+    print(f"episode {name} of {episodes.folder}, {split}; {folder}\n")
     as_text(rows, rate)
 
 

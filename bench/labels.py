@@ -23,8 +23,7 @@ from bench.probe import regression
 from bench.report import captions_of, interval
 from configurator import check_range, configure, run
 from data import Episodes, Tokenizer, choose_annotated, match, read_text, score
-from encoder import choose_reader
-from sample import load
+from encoder import choose_reader, load
 
 arm = ""  # which arm to run; '': none, only the table
 annotated = 8  # episodes that keep their captions
@@ -99,7 +98,7 @@ def trained(train):
     command = [sys.executable, "train.py", *f"{of_cell} {ARMS[arm]} {flags}".split()]
     if subprocess.run([*command, "--resume"]).returncode:
         sys.exit(2)  # train.py has said why
-    encoder, _, tokenizer, _ = load(out_dir)
+    encoder, tokenizer, *_ = load(out_dir)
     arms = {arm: captions_of(encoder, fresh_episodes(), tokenizer)}
     if not annotated:
         shuffled = captions_of(encoder, fresh_episodes(), tokenizer, "shuffled")

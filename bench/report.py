@@ -35,9 +35,9 @@ from data import (
     score,
     write_stream,
 )
-from encoder import choose_reader, written_captions
+from encoder import choose_reader, load, written_captions
 from runtime.distributed import pick_device
-from sample import data_of, load
+from sample import predictor_of
 
 TOGETHER = 2**26  # numbers of the episodes that are written at once
 T_95 = [12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26]  # Student's t, 1 .. 9 degrees
@@ -134,9 +134,9 @@ def predictor_losses(encoder, predictor, episodes, tokenizer, shuffled=False):
 
 def report(out_dir, split="test", device="auto"):
     """{arm: scores} of a run on a split, and {hidden states: losses of its predictor (4, K)}."""
-    encoder, predictor, tokenizer, config = load(out_dir, pick_device(device))
-    data = data_of(config["folder"], config["data"])
-    episodes, train = Episodes(data, split), Episodes(data, "train")
+    encoder, tokenizer, folder, config = load(out_dir, pick_device(device))
+    predictor = predictor_of(folder, config, encoder.device)
+    episodes, train = Episodes(config["data"], split), Episodes(config["data"], "train")
     annotated = choose_annotated(train, config["n_annotated"], config["seed"])
     arms = {
         "encoder": captions_of(encoder, episodes, tokenizer),

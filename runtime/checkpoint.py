@@ -59,6 +59,18 @@ def best(out_dir):
     return next((path for path in paths if path.name == chosen), paths[-1])
 
 
+def open_best(out_dir):
+    """The folder of a run's best checkpoint, whole, and its settings. A relative `data` is found
+    here, else in the nearest folder above the run. Raises ValueError."""
+    folder = best(out_dir)
+    verify(folder)
+    config = read_json(folder / "config.json")
+    places = [Path(), *folder.resolve().parents]
+    found = (str(place / config["data"]) for place in places)
+    found = (data for data in found if Path(data, "meta.json").exists())
+    return folder, config | dict(data=next(found, config["data"]))
+
+
 CLAIM = []  # the open file whose lock is this process's claim
 
 

@@ -26,6 +26,7 @@ import torch
 import sample
 from configurator import check_range, configure, run
 from data import END, SILENCE, Episodes
+from encoder import load
 from runtime.distributed import pick_device
 
 out_dir = "out/crafter"  # the run to load
@@ -35,7 +36,6 @@ episode = "0"  # which episode: its name or its number
 episodes = ""  # or several: 'first-last', both included
 html = "out/episode.html"  # file to write
 min_prob = 0.0  # captions with a less sure token are left out
-json = False  # not with a page
 device = "auto"  # 'auto' | 'cpu' | 'cuda' | 'mps'
 
 BUDGET = 10_000_000  # bytes of pictures in a page, at most
@@ -206,15 +206,13 @@ def chosen(source):
 
 
 def main():
-    configure(globals(), sample.arguments())
+    configure(globals(), bare="out_dir")
     check_range(globals(), 0, "min_prob", most=1)
-    if json:
-        raise ValueError("one of --json and --html")
     if not Path(html).parent.is_dir():
         raise ValueError(f"--html={html}: no folder {Path(html).parent}; create it first")
-    encoder, predictor, tokenizer, config = sample.load(out_dir, pick_device(device))
-    folder = config["folder"]
-    source = Episodes(data or sample.data_of(folder, config["data"]), split)
+    encoder, tokenizer, folder, config = load(out_dir, pick_device(device))
+    predictor = sample.predictor_of(folder, config, encoder.device)
+    source = Episodes(data or config["data"], split)
     names, texts = named_features(source.folder, source.meta["obs_dim"]), texts_of(source)
     rate, pages = source.meta["steps_per_second"], []
     for i in chosen(source):

@@ -17,13 +17,11 @@ import numpy as np
 import torch
 
 from configurator import configure, run
-from data import Tokenizer, spans
-from encoder import Encoder
-from runtime import checkpoint
+from data import spans
+from encoder import load
 from runtime.distributed import pick_device
-from runtime.files import read_json
 from runtime.shards import read_meta
-from sample import arguments, data_of, timestamp
+from sample import timestamp
 
 out_dir = "out/crafter"  # the run to load
 dtype = "float32"  # of the numbers on stdin: 'float32' | 'float16'
@@ -67,25 +65,21 @@ def follow_stdin(encoder, tokenizer, rate=None):
     print(f"a step took {latest}", file=sys.stderr)
 
 
-def rate_of(folder):
+def rate_of(data):
     """Steps per second of a run's data set; None where it says nothing, or is not at hand."""
-    data = Path(data_of(folder, read_json(folder / "config.json")["data"]))
-    if (data / "meta.json").exists():
+    if Path(data, "meta.json").exists():
         return read_meta(data)["steps_per_second"]
     print(f"{data}: no data set, so times are steps, not seconds", file=sys.stderr)
 
 
 def main():
-    configure(globals(), arguments())
+    configure(globals(), bare="out_dir")
     if dtype not in ("float32", "float16"):
         raise ValueError(f"--dtype={dtype}: one of float32, float16")
     if sys.stdin.isatty():
         raise ValueError("embeddings come on stdin: python -m scripts.stream < raw")
-    folder = checkpoint.best(out_dir)
-    checkpoint.verify(folder)
-    tokenizer = Tokenizer.from_file(folder / "tokenizer.json")
-    encoder = Encoder.from_pretrained(folder / "encoder").to(pick_device(device)).eval()
-    follow_stdin(encoder, tokenizer, rate_of(folder))
+    encoder, tokenizer, _, config = load(out_dir, pick_device(device))
+    follow_stdin(encoder, tokenizer, rate_of(config["data"]))
 
 
 if __name__ == "__main__":

@@ -39,6 +39,13 @@ def test_file_and_arguments_override_in_order(script, tmp_path):
     assert script["K"] == 2
 
 
+def test_a_bare_argument_gives_a_setting_where_a_program_names_one(script, tmp_path):
+    path = tmp_path / "x.py"
+    path.write_text("K = 4")
+    resolved = configure(script, ["out/mine", str(path), "--flag"], bare="name")
+    assert (resolved["name"], resolved["K"], resolved["flag"]) == ("out/mine", 4, True)
+
+
 MISTAKES = {
     "--k_ahead=3": "unknown setting 'k_ahead'",
     "--nam=3": "did you mean 'name'",

@@ -46,3 +46,13 @@ def test_runtime_knows_nothing_of_the_top_files():
 def test_no_import_runs_in_a_circle():
     graph = {name: BODIES.keys() & set(imported(body)) for name, body in BODIES.items()}
     TopologicalSorter(graph).prepare()  # raises CycleError with the circle
+
+
+def test_no_module_starts_another_by_its_name_in_a_string():
+    for name, body in BODIES.items():
+        called = {"runpy", "runpy.run_module", "runpy.run_path", "importlib.import_module"}
+        assert not called & set().union(*map(imported_anywhere, body)), name
+        for node in ast.walk(ast.Module(body, [])):
+            if isinstance(node, ast.Attribute):
+                assert node.attr not in ("import_module", "run_module", "run_path"), name
+            assert getattr(node, "id", "") != "__import__", name

@@ -50,10 +50,10 @@ def test_a_followed_stream_gives_the_captions_of_the_episode(a_run, toy, tokeniz
 
 
 def test_the_rate_of_a_stream_is_that_of_the_data_set_if_it_is_at_hand(a_run, toy, capsys):
-    assert stream.rate_of(a_run) == 1
+    assert stream.rate_of(toy) == 1
     assert capsys.readouterr().err == ""
     toy.rename(toy.with_name("gone"))
-    assert stream.rate_of(a_run) is None
+    assert stream.rate_of(toy) is None
     told = f"{toy}: no data set, so times are steps, not seconds\n"
     assert capsys.readouterr().err == told
 

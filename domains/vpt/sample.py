@@ -10,16 +10,14 @@ import glob
 from pathlib import Path
 
 from configurator import configure, run
-from data import Tokenizer
 from domains.vpt.embed import embed_recording
 from domains.vpt.network import VPT
 from domains.vpt.recordings import FPS, draw_arrow, read_cursor
-from encoder import Encoder
-from runtime.checkpoint import best, verify
+from encoder import load
 from runtime.distributed import pick_device
 from runtime.files import read_json
 from runtime.patterns import matching
-from sample import data_of, with_confidence
+from sample import with_confidence
 
 out_dir = "out/exp1"  # the run to load
 recording = ""  # an mp4 with its jsonl beside it, or the stem of one in `recordings`
@@ -60,18 +58,14 @@ def stride_of(dataset):
 def main():
     configure(globals())
     mp4 = find_recording()
-    folder = best(out_dir)
-    verify(folder)
-    config = read_json(folder / "config.json")
-    stride = stride_of(data or data_of(folder, config["data"]))
     name = pick_device(device)
+    encoder, tokenizer, _, config = load(out_dir, name)
+    stride = stride_of(data or config["data"])
     vpt = VPT.from_weights(weights).to(name)
     try:
         obs = embed_recording(mp4, vpt, stride, read_cursor(cursor) if cursor else draw_arrow())
     except ValueError as error:
         raise ValueError(f"{mp4}: {error}") from None
-    encoder = Encoder.from_pretrained(folder / "encoder").to(name).eval()
-    tokenizer = Tokenizer.from_file(folder / "tokenizer.json")
     stream = (x[0].cpu() for x in encoder.annotate(obs.float()[None].to(name)))  # (L,) each
     print(f"{mp4}: {len(obs) * stride / FPS:g} seconds\n\n seconds  sure  written")
     for caption, sure in with_confidence(*stream, tokenizer):
