@@ -22,7 +22,8 @@ episode that has its name, and says that nothing happens where it has no caption
 A features.txt beside the observations names their features, a line each. --drop=3,speed leaves the
 fourth out, and the one called speed.
 
-With --group='(subject\d+)' episodes in whose names the same is found stay in one split.
+With --group='(subject\d+)' episodes in whose names the same is found stay in one split. Without it
+the arrays of a file do, where there are three files or more.
 
 The same call again goes on where it was stopped, and packs again what is no longer as written.
 """
@@ -44,7 +45,15 @@ from runtime.files import read_json, replace, write_json
 from runtime.patterns import listed
 from runtime.shards import SPLITS, read_shard, shard_path, shard_paths, write_meta
 from scripts.captions import read_all_captions, read_text
-from scripts.recordings import find_recordings, load, load_pictures, picture_bytes, read_features
+from scripts.oddities import alike, at_most, views
+from scripts.recordings import (
+    find_recordings,
+    load,
+    load_pictures,
+    lost_in,
+    picture_bytes,
+    read_features,
+)
 
 obs = ""  # the observations' files, e.g. 'episodes/*.npy'
 captions = ""  # files or patterns, with commas between; without it nothing is annotated
@@ -63,22 +72,28 @@ licence = ""  # what may be done with them, for meta.json
 SHARD = 256 * 2**20  # bytes of observations in a shard
 
 
-def group_of(name):
-    """What --group finds in an episode's name; without it, an episode is its own group."""
-    found = re.search(group or ".+", name)
-    if not found:
+def groups_of(names, annotated):
+    """{name of an episode: its group}: what --group finds in it; without that, its file, or itself
+    where fewer than three files have annotations."""
+    files = {name.partition("/")[0] for name in annotated}
+    pattern = group or ("[^/]+" if len(files) > 2 else ".+")
+    found = {name: re.search(pattern, name) for name in names}
+    for name in [name for name in names if not found[name]]:
         raise ValueError(f"--group={group}: nothing found in the name {name!r}")
-    return found[min(found.re.groups, 1)]
+    if not group and len(files) < 3 <= len(annotated):
+        hint = "--group=.. keeps those together that belong together"
+        print(f"warning: arrays of one file are in train, val and test; {hint}", file=sys.stderr)
+    return {name: of[min(of.re.groups, 1)] for name, of in found.items()}
 
 
-def held_out(by_person, annotated):
+def held_out(by_person, annotated, groups):
     """{group: "val" or "test"}: shares of the annotated episodes' groups, at least one each.
 
     They are drawn from a hash of their names, so that more move few from split to split.
     """
-    groups = {group_of(name) for name in annotated}
-    drawn = groups - {group_of(name) for name in annotated - by_person} or groups
-    total, kind = len(groups), "groups" if group else "episodes"
+    every = {groups[name] for name in annotated}
+    drawn = every - {groups[name] for name in annotated - by_person} or every
+    total, kind = len(every), "groups" if group else "episodes"
     if not total:
         return {}
     if total < 3:
@@ -96,13 +111,13 @@ def held_out(by_person, annotated):
 def plan(recordings, splits, room):
     """{(split, index of the shard): its recordings}, at most `room` steps in a shard.
 
-    splits: {group: "val" or "test"}; the others are for training.
+    splits: {episode: its split}.
     """
     shards = {}
     for split in SPLITS:
         index = steps = 0
         for recording in recordings:
-            if splits.get(group_of(recording.id), "train") != split:
+            if splits[recording.id] != split:
                 continue
             if steps and steps + recording.steps > room:
                 index, steps = index + 1, 0
@@ -167,6 +182,21 @@ def make_episode(recording, texts, dtype, kept):
     return Episode(recording.id, load(recording, dtype, kept), in_episode, known, pictures)
 
 
+def look_at(episode, recording, kept, seen, lost):
+    """Notes by what an episode is known, and which of its numbers' changes are lost."""
+    obs = torch.as_tensor(episode.obs)
+    seen[episode.id] = views(lambda start, stop: obs[start:stop], len(obs))
+    lost += lost_in(recording, obs, kept)
+
+
+def warn(seen, lost):
+    """Says what is odd about the episodes that were packed."""
+    _, shifted = alike(seen)
+    pairs = [f"{a} and {b} are equal but for a step: leave one out" for a, b, *_ in shifted]
+    for warning in [*at_most(lost), *at_most(pairs)]:
+        print(f"warning: {warning}", file=sys.stderr)
+
+
 def pack(folder, shards, texts, meta, kept):
     """Makes the data set consist of these shards. Those packed before and intact stay as they are.
 
@@ -195,8 +225,12 @@ def pack(folder, shards, texts, meta, kept):
     if missing or surplus:
         (folder / "meta.json").unlink(missing_ok=True)
         write_json(packed, folder / "packed.json")
+    seen, lost = {}, []
     for shard in tqdm(missing, desc="packing", unit="shard", disable=None):
-        write_shard(folder, *shard, [make_episode(r, texts, dtype, kept) for r in shards[shard]])
+        episodes = [make_episode(recording, texts, dtype, kept) for recording in shards[shard]]
+        for episode, recording in zip(episodes, shards[shard], strict=True):
+            look_at(episode, recording, kept, seen, lost)
+        write_shard(folder, *shard, episodes)
         packed[paths[shard].name] = wanted[paths[shard]]
         write_json(packed, folder / "packed.json")
     for path in surplus:
@@ -204,6 +238,7 @@ def pack(folder, shards, texts, meta, kept):
         for beside in path.with_suffix(".jsonl"), path.with_stem(f"{path.stem}-pictures"):
             beside.unlink(missing_ok=True)
     write_meta(folder, **meta)
+    warn(seen, lost)
 
 
 def check_settings():
@@ -229,13 +264,14 @@ def make():
     texts, by_person = read_all_captions(listed(captions), lengths, fps, annotated, frame_rate)
     room = SHARD // (len(kept) * getattr(torch, dtype).itemsize + picture_bytes(recordings))
     of_splits = texts.keys() or lengths.keys()  # where nobody annotated any, all are alike
-    splits = held_out(by_person, of_splits) if texts or len(of_splits) > 2 else {}
+    groups = groups_of(lengths, of_splits)
+    splits = held_out(by_person, of_splits, groups) if texts or len(of_splits) > 2 else {}
     found = len(recordings)  # what nobody annotated neither scores nor gives its group away
-    recordings = [r for r in recordings if r.id in of_splits or group_of(r.id) not in splits]
+    recordings = [r for r in recordings if r.id in of_splits or groups[r.id] not in splits]
     if len(recordings) < found:
         left = f"{found - len(recordings)} episodes without annotations"
         print(f"left out: {left}, in groups that validate or test", file=sys.stderr)
-    shards = plan(recordings, splits, room)
+    shards = plan(recordings, {r: splits.get(groups[r], "train") for r in lengths}, room)
     meta = dict(obs_dim=len(kept), dtype=dtype, steps_per_second=fps or None)
     present = [split for split in SPLITS if (split, 0) in shards]
     meta |= dict(source=source, licence=licence, splits=present)

@@ -4,7 +4,9 @@ them. What is wrong with one is a ValueError.
 """
 
 import difflib
+import functools
 import os
+import sys
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
@@ -17,7 +19,9 @@ from data import record_faults
 from runtime.files import regular_file
 from runtime.patterns import composed, matching
 from runtime.shards import DTYPES, finite
+from scripts.oddities import lost_changes, time_is_second
 
+FEW_LOST = 0.1  # of a feature's changes
 REAL = "float", "bfloat", "int", "uint", "bool"
 
 
@@ -38,9 +42,15 @@ class Recording(NamedTuple):
 
 def open_arrays(path):
     """{name: array} of a file; rows of .npy and .safetensors are read as they are used."""
+    stat = os.stat(path)
+    return opened(path, stat.st_size, stat.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=1)  # a file of many arrays takes long to open
+def opened(path, size, mtime):
     if path.endswith(".npy"):  # np.load would go by the content, and unpickle if it could
         x = np.lib.format.open_memmap(path, mode="r")
-        if x.offset + x.nbytes != os.path.getsize(path):
+        if x.offset + x.nbytes != size:
             raise ValueError("more in it than one array")
         return {"": x}
     if path.endswith(".npz"):
@@ -50,20 +60,25 @@ def open_arrays(path):
     raise ValueError("neither .npy, .npz nor .safetensors")
 
 
+def dtype_name(x):
+    """Of an array, numpy or torch."""
+    return getattr(x.dtype, "name", str(x.dtype)[6:])
+
+
 def describe_arrays(path):
     """[(name, shape, dtype as text), ..]. Raises ValueError for what are no observations."""
     regular_file(path)
     try:
-        arrays = [
-            (name, tuple(x.shape), getattr(x.dtype, "name", str(x.dtype)[6:]))
-            for name, x in open_arrays(path).items()
-        ]
+        arrays = [(name, tuple(x.shape), dtype_name(x)) for name, x in open_arrays(path).items()]
     except Exception as error:  # whatever the libraries raise for a garbled file
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise ValueError(f"{path}: not observations ({reason})") from None
     for name, shape, dtype in arrays:
         if len(shape) != 2 or not all(shape):
             raise ValueError(f"{path}:{name} shape {shape}; observations are (steps, dims)")
+        if dtype == "void16":
+            remedy = "save it as float32, or as bfloat16 in a .safetensors"
+            raise ValueError(f"{path}:{name} {dtype}, bfloat16 of ml_dtypes? {remedy}")
         if not dtype.startswith(REAL):
             raise ValueError(f"{path}:{name} {dtype}; observations are real numbers")
     return arrays
@@ -96,7 +111,8 @@ def find_recordings(obs):
         raise ValueError(f"--obs={obs}: no such files; quote it, as in --obs='episodes/*.npy'")
     if len(dims) > 1:
         examples = ", ".join(f"{D} in {path}" for D, path in list(dims.items())[:2])
-        raise ValueError(f"observations differ in dims: {examples}")
+        hint = "; is time the second axis?" if len({r.steps for r in recordings}) == 1 else ""
+        raise ValueError(f"observations differ in dims: {examples}{hint}")
     for recording in recordings:
         record = dict(id=recording.id, annotated="all", captions=[])
         for fault in record_faults(record, recording.steps):
@@ -105,7 +121,27 @@ def find_recordings(obs):
     for a, b in pairwise(recordings):
         if a.id == b.id:
             raise ValueError(f"{a.path} and {b.path}: two episodes called {a.id!r}; rename one")
-    return recordings, min(dims), stored_dtype(dtypes)
+    D, steps = min(dims), {r.steps for r in recordings}
+    if len(steps) == 1 and max(steps) < D and time_is_second(raw(recordings[0])):
+        shape = f"arrays are all ({max(steps)}, {D}), a row a step"
+        print(f"warning: {shape}: is time the second axis? then transpose them", file=sys.stderr)
+    return recordings, D, stored_dtype(dtypes)
+
+
+def raw(recording):
+    """The observations of an episode as its file has them (N, D), numpy or torch."""
+    return open_arrays(recording.path)[recording.name]
+
+
+def lost_in(recording, stored, kept):
+    """A line where a cast to what is stored, the kept features, has lost changes of them."""
+    x = raw(recording)
+    if x.dtype.itemsize < 4 or dtype_name(x) == "float32":
+        return
+    feature, share = lost_changes(x[:, kept], stored)
+    if share > FEW_LOST:
+        what = f"{share:.0%} of the changes of feature {kept[feature]} are lost in float32"
+        yield f"episode {recording.id}: {what}: subtract its mean first, and save it again"
 
 
 def read_features(recordings, D, drop):
@@ -131,7 +167,7 @@ def read_features(recordings, D, drop):
 
 def load(recording, dtype, kept):
     """The kept features of an episode (N, D). Raises ValueError where one is not finite."""
-    x = open_arrays(recording.path)[recording.name]
+    x = raw(recording)
     x = x if len(kept) == x.shape[1] else x[:, kept]
     if isinstance(x, np.ndarray):
         with np.errstate(over="ignore"):  # what is too large is told below

@@ -5,8 +5,8 @@ Tells what is in a data set, and warns of what will hurt training.
 """
 
 import difflib
+import functools
 import glob
-import hashlib
 import os
 import re
 import sys
@@ -20,10 +20,10 @@ from configurator import run
 from data import Episodes, Tokenizer, captions_in
 from encoder import MOST
 from runtime.shards import absurd, absurd_warning
+from scripts.oddities import MANY, alike, at_most, views
 
 SPLITS = "train", "val", "test"
 READ = 2**30  # bytes of observations read for the statistics; of more, every n-th episode
-MANY = 8  # warnings of one kind
 
 
 def observation_statistics(splits):
@@ -51,18 +51,6 @@ def observation_statistics(splits):
     if len(warnings) > MANY:
         warnings[MANY:] = [f"{len(warnings) - MANY} more episodes hold such numbers"]
     return shift + mean, std, least, most, len(some), warnings
-
-
-def identical_episodes(splits):
-    """Episodes whose first and last 32 observations are the same: [[(split, id), ..], ..]."""
-    groups = {}
-    for split, episodes in splits.items():
-        for i, record in enumerate(episodes.records):
-            n = episodes.steps(i)
-            ends = torch.cat([episodes.obs(i, 0, 32), episodes.obs(i, max(n - 32, 0), n)])
-            key = n, hashlib.sha256(ends.float().numpy().tobytes()).digest()
-            groups.setdefault(key, []).append((split, record["id"]))
-    return [group for group in groups.values() if len(group) > 1]
 
 
 def text_statistics(episodes, tokenizer):
@@ -147,11 +135,21 @@ def text_warnings(counts):
             yield f"{split}: {len(new)} texts that no training episode has, e.g. {min(new)!r}"
 
 
-def identity_warnings(groups):
-    for group in groups:
-        leakage = "leakage: " if len({split for split, _ in group}) > 1 else ""
-        names = ", ".join(f"{split} {name}" for split, name in group[:4])
-        yield f"{leakage}identical episodes: {names}"
+def identity_warnings(splits):
+    """Episodes that start and end with the same observations, or with those a step later."""
+    seen = {
+        (split, episodes.records[i]["id"]): views(functools.partial(episodes.obs, i), steps)
+        for split, episodes in splits.items()
+        for i, steps in enumerate(map(episodes.steps, range(len(episodes))))
+    }
+    kinds = "identical episodes", "equal but for a step"
+    for groups, kind in zip(alike(seen), kinds, strict=True):
+        warnings = []
+        for group in groups:
+            leakage = "leakage: " if len({split for split, _ in group}) > 1 else ""
+            names = ", ".join(f"{split} {name}" for split, name in group[:4])
+            warnings.append(f"{leakage}{kind}: {names}")
+        yield from at_most(warnings)
 
 
 def group_warnings(splits):
@@ -198,7 +196,7 @@ def show(folder):
     warnings += [
         *observation_warnings(mean, std, least, most),
         *text_warnings(counts),
-        *identity_warnings(identical_episodes(splits)),
+        *identity_warnings(splits),
         *group_warnings(splits),
     ]
     for warning in warnings or ["none"]:
