@@ -11,12 +11,18 @@ import contextlib
 import difflib
 import math
 import sys
+import types
 from pathlib import Path
+
+from runtime.program import end_imports, expand, one_line
+from runtime.program import run as run
+
+sys.excepthook = end_imports
 
 
 def settings(script):
     """{name: (default, comment)} of the literals above the first function, but CONSTANTS."""
-    source = Path(script).read_text()
+    source = Path(script).read_text(encoding="utf-8")
     lines = source.splitlines()
     defaults = {}
     for node in ast.parse(source).body:
@@ -30,15 +36,24 @@ def settings(script):
     return defaults
 
 
-def from_file(path):
+def docstring(script):
+    """Its __doc__, which python -OO leaves out."""
+    return ast.get_docstring(ast.parse(Path(script).read_text(encoding="utf-8"))).strip()
+
+
+def from_file(path, defaults=()):
     if not Path(path).is_file():
         raise ValueError(f"{path}: no such file; a setting is given as --name=value")
     namespace = {}
     try:
         exec(compile(Path(path).read_bytes(), path, "exec"), namespace)
-    except (Exception, SystemExit) as error:
-        raise ValueError(f"{path}: {type(error).__name__}: {error}") from None
-    return {name: value for name, value in namespace.items() if not name.startswith("_")}
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt):
+            raise
+        raise ValueError(f"{path}: {type(error).__name__}: {one_line(error)}") from None
+    named = {name: value for name, value in namespace.items() if not str(name).startswith("_")}
+    tools = types.ModuleType, types.FunctionType, types.BuiltinFunctionType, type
+    return {name: x for name, x in named.items() if name in defaults or not isinstance(x, tools)}
 
 
 def from_argument(argument, defaults):
@@ -54,7 +69,7 @@ def from_argument(argument, defaults):
 
 def check(name, value, defaults, source):
     if name not in defaults:
-        near = difflib.get_close_matches(name, defaults, 1)
+        near = difflib.get_close_matches(str(name), defaults, 1)
         hint = f"did you mean {near[0]!r}?" if near else "--help lists them"
         raise ValueError(f"{source}: unknown setting {name!r}; {hint}")
     default = defaults[name][0]
@@ -63,7 +78,7 @@ def check(name, value, defaults, source):
     if type(value) is not type(default):
         expected = f"{name} is of type {type(default).__name__} (default {default!r})"
         raise ValueError(f"{source}: {expected}, got {value!r:.80}")
-    return value
+    return expand(value, f"{source}: {name}") if type(value) is str else value
 
 
 def configure(namespace, argv=None, bare=None):
@@ -74,7 +89,7 @@ def configure(namespace, argv=None, bare=None):
     defaults = settings(namespace["__file__"])
     for argument in sys.argv[1:] if argv is None else argv:
         if argument in ("-h", "--help"):
-            print(namespace["__doc__"].strip() + "\n\nSettings (--name=value):")
+            print(docstring(namespace["__file__"]) + "\n\nSettings (--name=value):")
             for name, (default, comment) in defaults.items():
                 print(f"  --{name}={default!r}".ljust(35), comment)
             sys.exit(0)
@@ -83,7 +98,7 @@ def configure(namespace, argv=None, bare=None):
         elif bare and not argument.endswith(".py"):
             given = {bare: argument}
         else:
-            given = from_file(argument)
+            given = from_file(argument, defaults)
         namespace.update({name: check(name, given[name], defaults, argument) for name in given})
     return {name: namespace[name] for name in defaults}
 
@@ -94,16 +109,3 @@ def check_range(namespace, least, names, most=math.inf):
         if not (least <= namespace[name] <= most and namespace[name] < math.inf):
             bounds = f"at least {least}" + (f", at most {most}" if most < math.inf else ", finite")
             raise ValueError(f"--{name}={namespace[name]}: {bounds}")
-
-
-def run(main):
-    """Runs a program. A user's mistake (ValueError, OSError) is one line and exit code 2."""
-    try:
-        main()
-    except BrokenPipeError:
-        sys.stderr.close()  # `| head` has seen enough
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except (ValueError, OSError) as error:
-        print(error, file=sys.stderr)
-        sys.exit(2)

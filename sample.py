@@ -9,13 +9,13 @@ token), and what the predictor expects in the next K tokens: "+3 place table" is
 Times are seconds where the data set says how many steps a second has.
 """
 
+from configurator import check_range, configure, run
 from json import dumps
 from unicodedata import normalize
 
 import torch
 import torch.nn.functional as F
 
-from configurator import check_range, configure, run
 from data import SILENCE, Episodes, match, read_stream, spans
 from encoder import load
 from runtime.distributed import pick_device

@@ -15,6 +15,7 @@ Where each step of the idea is:
     4. the encoder is trained to optimise the predictor             Grounding.forward
 """
 
+from configurator import check_range, configure, run
 import copy
 import functools
 import json
@@ -31,7 +32,6 @@ from safetensors import safe_open
 from torch.utils.checkpoint import checkpoint as recompute
 from tqdm import tqdm
 
-from configurator import check_range, configure, run
 from data import END, SILENCE, Episodes, Tokenizer, Windows, choose_annotated, read_text, score
 from encoder import Encoder, Features, choose_reader, written_captions
 from model import Config, GPTNeoX, find_checkpoint, linear_cross_entropy

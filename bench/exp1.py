@@ -5,10 +5,10 @@ What experiment 1 takes, by arithmetic alone, and how much memory each Pythia ne
     python -m bench.exp1 --hours=20     of fewer recordings
 """
 
+from configurator import check_range, configure, run
 from typing import NamedTuple
 
 import train
-from configurator import check_range, configure, run
 
 hours = 100.0  # of recordings
 

@@ -11,6 +11,7 @@ checkpoint compared with that of an uninterrupted run, bit for bit. A changed by
 all that is read is as it was.
 """
 
+import configurator
 import argparse
 import functools
 import os
@@ -29,7 +30,6 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-import configurator
 import train
 from data import Caption, Episode, Episodes, write_shard
 from encoder import Encoder

@@ -13,6 +13,7 @@ names the place, and exit code 2; or a result as without the fault. Bad ones, al
     loss          a file that was not broken is changed or gone
 """
 
+import configurator
 import argparse
 import contextlib
 import faulthandler
@@ -30,7 +31,6 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-import configurator
 from bench import faults_injuries as injuries
 from bench import faults_subjects as subjects
 from bench.faults_injuries import DETECTABLE, WHOLE

@@ -4,6 +4,7 @@ What bench.faults_cases breaks: make_.. writes it into a folder, use_.. runs wha
 A use returns all that a fault could make wrong. It is told which file is broken.
 """
 
+import configurator
 import json
 import shutil
 import signal
@@ -16,7 +17,6 @@ import torch
 from safetensors.torch import save_file
 from tqdm import tqdm
 
-import configurator
 import sample
 import train
 from bench.faults import make_data

@@ -6,6 +6,7 @@ Checks a GPU, then measures it: one command, less than ten minutes. On a CPU the
 A check prints how far a result is from its definition. Where one is too far the exit code is 1.
 """
 
+from configurator import run
 import contextlib
 import json
 import shutil
@@ -21,7 +22,6 @@ import torch.nn.functional as F
 import train
 from bench.exp1 import PYTHIA, Shape, memory, operations
 from bench.faults import make_data
-from configurator import run
 from data import Batch
 from encoder import Encoder, Features
 from model import Config, GPTNeoX, linear_cross_entropy

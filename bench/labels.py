@@ -12,6 +12,7 @@ For captions that tell where and how many, and for what a policy network sees, a
 --data=data/crafter-details --out=out/labels-details, or --data=data/crafter-latents (README).
 """
 
+from configurator import check_range, configure, run
 import json
 import subprocess
 import sys
@@ -21,7 +22,6 @@ import numpy as np
 
 from bench.probe import regression
 from bench.report import captions_of, interval
-from configurator import check_range, configure, run
 from data import Episodes, Tokenizer, choose_annotated, match, read_text, score
 from encoder import choose_reader, load
 

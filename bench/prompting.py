@@ -14,6 +14,7 @@ Chosen on val, for F1: how near is measured, how many examples, what is added to
 no observation (Zhao et al. 2021, arXiv 2102.09690; Holtzman et al. 2021, arXiv 2104.08315).
 """
 
+from configurator import check_range, configure, run
 from functools import cache, partial
 from importlib.util import find_spec
 from itertools import product
@@ -28,7 +29,6 @@ from tqdm import tqdm
 from bench.labels import fresh_episodes
 from bench.probe import starts
 from bench.report import bootstrap
-from configurator import check_range, configure, run
 from data import Caption, Episodes, Tokenizer, choose_annotated, score
 from domains.crafter_words import describe, in_words
 from encoder import Features, choose_reader

@@ -17,6 +17,7 @@ The probe (bench/probe.py) sees the present step, or the T up to it. Ours is con
 its best checkpoint on validation.
 """
 
+from configurator import check_range, configure, from_file, run
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -26,7 +27,6 @@ import numpy as np
 
 from bench.probe import probe, true_captions
 from bench.report import bootstrap, captions_of
-from configurator import check_range, configure, from_file, run
 from data import Caption, Episode, Episodes, score, write_shard
 from encoder import load
 from runtime.shards import read_meta, write_meta

@@ -10,6 +10,7 @@ controls give the encoder another episode's observations (shuffled), or none (ze
 are logistic regressions of the annotated episodes, tuned on val (bench/probe.py).
 """
 
+from configurator import run
 import json
 import sys
 from collections import Counter
@@ -22,7 +23,6 @@ import torch.nn.functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 from bench.probe import LARGE, multiplications, probe
-from configurator import run
 from data import (
     END,
     SILENCE,

@@ -9,6 +9,7 @@ The clock is the processor's own, which neighbours do not disturb. Contenders ta
 before they are timed, and the least of the rounds counts.
 """
 
+from configurator import run
 import ctypes
 import sys
 import time
@@ -17,7 +18,6 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from configurator import run
 from model import Config, GPTNeoX, linear_cross_entropy
 from train import Predictor, ahead_attention, ahead_mask
 

@@ -10,8 +10,7 @@ step, is the observation; episodes, splits, captions and pictures stay those of 
 is read while it is cloned. It is kept in a file, so that several data sets have the same latents.
 """
 
-import os
-from multiprocessing import get_context
+from configurator import check_range, configure, run
 from pathlib import Path
 
 import numpy as np
@@ -23,11 +22,11 @@ from safetensors.torch import load_file
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
-from configurator import check_range, configure, run
 from data import Episode, Episodes, read_text, write_shard, write_text
 from domains.crafter_play import PER_SHARD, observe
 from domains.crafter_player import Player, World, constants
 from runtime.files import save_tensors
+from runtime.program import workers
 from runtime.shards import read_meta, shard_path, write_meta
 
 data = "data/crafter"  # folder of a data set by crafter_play.py
@@ -83,7 +82,7 @@ def watch(seed):
 def watch_all():
     """The episodes that the policy is cloned from, [(obs, actions), ..]."""
     seeds = range(FIRST_SEED, FIRST_SEED + episodes)
-    with get_context("spawn").Pool(processes or os.cpu_count()) as pool:
+    with workers(processes) as pool:
         watched = pool.imap(watch, seeds)
         return list(tqdm(watched, "watching the player", episodes, unit="episode"))
 

@@ -14,18 +14,17 @@ bytes on any number of processes, and train, val and test never share a world. A
 there is kept, so an interrupted run goes on.
 """
 
+from configurator import check_range, configure, run
 import json
-import os
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
-from configurator import check_range, configure, run
 from data import Caption, Episode, write_shard, write_text
 from domains.crafter_details import DETAILS, situation, tell
 from domains.crafter_player import MOVES, Player, World, constants, objects
+from runtime.program import workers
 from runtime.shards import shard_path, write_meta
 
 out = "data/crafter"  # folder to write
@@ -181,7 +180,7 @@ def make(
     for split, count in counts.items():
         jobs += [(out, split, *shard, options) for shard in missing(out, split, seed, count)]
         seed += count
-    with get_context("spawn").Pool(processes or os.cpu_count()) as pool:
+    with workers(processes) as pool:
         made = pool.imap_unordered(make_shard, jobs)
         for _ in tqdm(made, total=len(jobs), desc=f"playing Crafter, {PER_SHARD} episodes each"):
             pass

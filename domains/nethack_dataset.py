@@ -8,13 +8,13 @@ Captions are the top line's messages, when it changes. Observed are the 9x9 cell
 the numbers of the last line, and their change, but nothing of the top line.
 """
 
+from configurator import check_range, configure, run
 import re
 from collections import Counter
 from tempfile import TemporaryDirectory
 
 import numpy as np
 
-from configurator import check_range, configure, run
 from data import Episode, write_shard
 from domains.nethack_play import tell
 from runtime.shards import write_meta

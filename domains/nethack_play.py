@@ -14,21 +14,20 @@ and train, val and test never share one. A shard that is there is kept, so an in
 on.
 """
 
-import os
+from configurator import check_range, configure, run
 import re
 import time
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
-from configurator import check_range, configure, run
 from data import Caption, Episode, write_shard
 from domains import nethack_game as glyphs
 from domains.crafter_play import PER_SHARD, missing, write_plan
 from domains.nethack_game import Game, nethack, table
 from domains.nethack_player import Player
+from runtime.program import workers
 from runtime.shards import write_meta
 
 out = "data/nethack"  # folder to write
@@ -183,7 +182,7 @@ def make(out, train=400, val=50, test=50, steps=200, first_seed=0, processes=0):
         for index, seeds, _ in missing(out, split, seed, count):
             jobs.append((out, split, index, seeds, steps))
         seed += count
-    with get_context("spawn").Pool(processes or os.cpu_count()) as pool:
+    with workers(processes) as pool:
         made = pool.imap_unordered(make_shard, jobs)
         title = f"playing NetHack, {PER_SHARD} games each"
         games = sum(tqdm(made, total=len(jobs), desc=title))

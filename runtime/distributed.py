@@ -18,6 +18,8 @@ import torch.nn as nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
+from runtime.program import tell
+
 NAMES = "RANK", "WORLD_SIZE", "MASTER_ADDR"
 ALONE = 0, 1, 0, 1, 0
 
@@ -53,8 +55,9 @@ def pick_device(device):
     """'auto' becomes the best device there is. Raises ValueError where there is no such device."""
     if device not in ("auto", "cpu", "cuda", "mps"):
         raise ValueError(f"--device={device}: one of auto, cpu, cuda, mps")
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("--device=cuda: torch sees none; --device=cpu")
+    there = dict(cuda=torch.cuda.is_available, mps=torch.backends.mps.is_available)
+    if device in there and not there[device]():
+        raise ValueError(f"--device={device}: torch sees none; --device=cpu")
     if device != "auto":
         return device
     if torch.cuda.is_available():
@@ -71,7 +74,7 @@ def together():
         reason = str(error).partition("\n")[0].partition(". ")[0]
         if not isinstance(error, dist.DistError) and "gloo" not in reason.lower():
             raise
-        print(f"process {RANK} ends, for it has lost another one ({reason})", file=sys.stderr)
+        tell(f"process {RANK} ends, for it has lost another one ({reason})")
         sys.exit(2)
 
 

@@ -56,7 +56,7 @@ def folders_below(folder, seen, above=()):
 
 def matching(pattern):
     """The paths that a pattern names, sorted. Links that lead nowhere are told and left out."""
-    parts = Path(pattern).expanduser().parts
+    parts = Path(pattern).parts
     paths = [""]
     for part in parts + ("*",) * (parts[-1:] == ("**",)):
         if part == "**":

@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from runtime.files import read_json, regular_file
+from runtime.program import expand
 
 # the characters by which a byte-level vocabulary names bytes: printable ones stand for themselves
 PRINTABLE = [*range(33, 127), *range(161, 173), *range(174, 256)]
@@ -89,7 +90,7 @@ def find_checkpoint(name_or_dir):
     A name is looked up in the Hugging Face cache, else downloaded where huggingface_hub is
     installed. Raises FileNotFoundError with the command that fetches it.
     """
-    folder = Path(name_or_dir).expanduser()
+    folder = Path(expand(name_or_dir, name_or_dir))
     if folder.is_dir():
         return folder
     name, _, revision = name_or_dir.partition("@")
@@ -97,7 +98,8 @@ def find_checkpoint(name_or_dir):
     if not re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", name):
         raise FileNotFoundError(f"{name_or_dir}: no such directory")
     home = os.environ.get("HF_HOME", "~/.cache/huggingface")
-    hub = Path(os.environ.get("HF_HUB_CACHE", f"{home}/hub")).expanduser()
+    hub = os.environ.get("HF_HUB_CACHE", f"{home}/hub")
+    hub = Path(expand(hub, "HF_HOME is not set, and neither is HOME"))
     cached = hub / f"models--{name.replace('/', '--')}"
     ref = cached / "refs" / revision
     snapshot = cached / "snapshots" / (ref.read_text().strip() if ref.is_file() else revision)

@@ -4,15 +4,15 @@ Reads a data set whole and prints every fault in it; exit code 1 if there is any
     python -m scripts.check data/crafter
 """
 
+from configurator import docstring, run
 import functools
 import os
 import sys
-from multiprocessing import get_context
 
 from tqdm import tqdm
 
-from configurator import run
 from data import record_faults
+from runtime.program import workers
 from runtime.shards import read_meta, read_shard, shard_path, shard_paths
 
 FEW_BYTES = 2e9  # up to here one process is faster: others take seconds to start
@@ -36,7 +36,7 @@ def check(folder):
     paths = sorted(paths)
     sizes = [path.stat().st_size if path.exists() else 0 for path in paths]
     many = sum(sizes) > FEW_BYTES
-    each = get_context("spawn").Pool(min(os.cpu_count(), len(paths))).imap if many else map
+    each = workers(min(os.cpu_count(), len(paths))).imap if many else map
     wanted = dict(width=meta["obs_dim"], dtype=meta["dtype"])
     read = functools.partial(read_shard, record_faults=record_faults, **wanted)
     results = each(read, paths)
@@ -53,7 +53,7 @@ def check(folder):
 
 def main():
     if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
-        raise ValueError(__doc__.strip())
+        raise ValueError(docstring(__file__))
     sys.exit(check(sys.argv[1]))
 
 

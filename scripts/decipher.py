@@ -23,6 +23,7 @@ Training episodes that nobody annotated get these captions, each a step long. Al
 they have.
 """
 
+from configurator import check_range, configure, run
 import itertools
 import math
 import sys
@@ -31,7 +32,6 @@ from pathlib import Path
 
 import numpy as np
 
-from configurator import check_range, configure, run
 from data import Caption, Episode, Episodes, choose_annotated, write_shard
 from runtime.shards import read_meta, write_meta
 from scripts.captions import read_text

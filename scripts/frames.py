@@ -16,6 +16,7 @@ The same command goes on where it was stopped, and reads again what changed. A v
 read is one line, the others go on, and the exit code is 2.
 """
 
+from configurator import check_range, configure, run
 import math
 import os
 import sys
@@ -26,7 +27,6 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from configurator import check_range, configure, run
 from runtime.distributed import pick_device
 from runtime.files import read_json, regular_file, replace, write_json
 from runtime.patterns import composed, matching

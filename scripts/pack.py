@@ -28,6 +28,7 @@ the arrays of a file do, where there are three files or more.
 The same call again goes on where it was stopped, and packs again what is no longer as written.
 """
 
+from configurator import check_range, configure, run
 import hashlib
 import json
 import os
@@ -39,7 +40,6 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from configurator import check_range, configure, run
 from data import Episode, record_faults, write_shard, write_text
 from runtime.files import read_json, replace, write_json
 from runtime.patterns import listed

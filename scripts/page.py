@@ -10,6 +10,7 @@ Without pictures it draws the features that move most, named by the data set's f
 line each. The index begins with the episodes of which a label would tell most.
 """
 
+from configurator import check_range, configure, run
 import base64
 import re
 import struct
@@ -24,7 +25,6 @@ import numpy as np
 import torch
 
 import sample
-from configurator import check_range, configure, run
 from data import END, SILENCE, Episodes
 from encoder import load
 from runtime.distributed import pick_device

@@ -4,6 +4,7 @@ Tells what is in a data set, and warns of what will hurt training.
     python -m scripts.show data/crafter
 """
 
+from configurator import docstring, run
 import difflib
 import functools
 import glob
@@ -16,7 +17,6 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from configurator import run
 from data import Episodes, Tokenizer, captions_in
 from encoder import MOST
 from runtime.shards import absurd, absurd_warning
@@ -205,7 +205,7 @@ def show(folder):
 
 def main():
     if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
-        raise ValueError(__doc__.strip())
+        raise ValueError(docstring(__file__))
     show(sys.argv[1])
 
 

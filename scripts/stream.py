@@ -7,6 +7,7 @@ A line per caption: when, confidence (its least sure token), text. Times are sec
 where the run's data set is at hand and says how many steps a second has, else steps.
 """
 
+from configurator import configure, run
 import sys
 import time
 from collections import deque
@@ -16,7 +17,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from configurator import configure, run
 from data import spans
 from encoder import load
 from runtime.distributed import pick_device

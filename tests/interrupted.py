@@ -7,6 +7,7 @@ TERM, INT: that signal; INTINT: twice; KILL: between forward and backward; NAN: 
 on; none: nothing.
 """
 
+from configurator import run
 import functools
 import importlib
 import os
@@ -19,7 +20,6 @@ import torch
 
 import train
 from bench.faults import fork, wait
-from configurator import run
 from runtime import checkpoint, distributed
 
 

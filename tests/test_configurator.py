@@ -1,6 +1,6 @@
-import pytest
-
 from configurator import check_range, configure, run, settings
+
+import pytest
 
 SCRIPT = '''"""What it does."""
 import os
@@ -82,6 +82,34 @@ def test_a_config_that_cannot_be_meant_is_one_line(script, tmp_path, text):
     with pytest.raises(ValueError, match="bad.py") as error:
         configure(script, [str(tmp_path / "bad.py")])
     assert "\n" not in str(error.value)
+
+
+TOOLS = """
+import time, math as m
+from os.path import join
+def half(x): return x // 2
+class Mine(BaseException):
+    def __str__(self): raise self
+K = half(8)
+"""
+
+
+def test_modules_functions_and_classes_of_a_config_are_no_settings(script, tmp_path):
+    path = tmp_path / "x.py"
+    path.write_text(TOOLS)
+    assert configure(script, [str(path)])["K"] == 4
+    path.write_text("def K(): pass")
+    with pytest.raises(ValueError, match="K is of type int"):
+        configure(script, [str(path)])
+
+
+@pytest.mark.parametrize(
+    "text", ["globals()[5] = 1", "raise Mine", "raise Mine()", "raise OSError"]
+)
+def test_a_config_that_breaks_in_a_way_of_its_own_is_one_line(script, tmp_path, text):
+    (tmp_path / "bad.py").write_text(TOOLS + text)
+    with pytest.raises(ValueError, match="bad.py: (unknown setting 5|Mine: Mine|OSError: OSErr)"):
+        configure(script, [str(tmp_path / "bad.py")])
 
 
 def test_a_value_out_of_range_is_named():

@@ -20,7 +20,7 @@ def contents(folder):
 
 def make(folder, processes=1, context=multiprocessing.dummy):
     """In a thread, or in forks: a process that is spawned takes seconds to start."""
-    with mock.patch.object(crafter_play, "get_context", lambda _: context):
+    with mock.patch.object(crafter_play, "workers", context.Pool):
         crafter_play.make(folder, processes=processes, **SMALL)
 
 

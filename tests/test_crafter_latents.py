@@ -55,7 +55,7 @@ def test_an_action_stands_beside_the_observation_that_it_follows():
 
 def test_the_data_set_has_latents_in_the_place_of_observations_and_all_else_as_it_was(tmp_path):
     data, out, policy = (tmp_path / name for name in ("data", "out", "policy.safetensors"))
-    with mock.patch.object(crafter_play, "get_context", lambda _: multiprocessing.dummy):
+    with mock.patch.object(crafter_play, "workers", multiprocessing.dummy.Pool):
         crafter_play.make(data, train=1, val=0, test=2, steps=20, area=20, processes=1)
     model = Policy(Episodes(data, "test").meta["obs_dim"])
     save_file(model.state_dict(), policy)

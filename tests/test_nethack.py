@@ -21,7 +21,7 @@ def contents(folder):
 
 def make(folder, processes=1, context=multiprocessing.dummy, **options):
     """In a thread, or in forks: a process that is spawned takes seconds to start."""
-    with mock.patch.object(nethack_play, "get_context", lambda _: context):
+    with mock.patch.object(nethack_play, "workers", context.Pool):
         nethack_play.make(folder, processes=processes, **SMALL | options)
 
 

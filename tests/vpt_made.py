@@ -1,5 +1,6 @@
 """What the VPT tests share: its programs, recordings and weights made on the spot, the samples."""
 
+from configurator import run
 import contextlib
 import importlib
 import io
@@ -12,8 +13,6 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
-
-from configurator import run
 
 ROOT = Path(__file__).resolve().parent.parent
 SAMPLES = Path(os.environ.get("SHARED", ROOT.parent / "shared")) / "vpt"

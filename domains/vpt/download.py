@@ -9,6 +9,7 @@ command goes on inside the file where it was stopped. The order is shuffled with
 that a few hours are of many players, and more hours contain the fewer.
 """
 
+from configurator import check_range, configure, run
 import errno
 import http.client
 import os
@@ -22,7 +23,6 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from configurator import check_range, configure, run
 from runtime.files import parse_json, regular_file
 
 index = ""  # of recordings: a name in OpenAI's store (all_10xx_Jun_29.json), a URL or a file

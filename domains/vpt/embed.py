@@ -15,12 +15,11 @@ seconds (or, with the columns start_frame,end_frame, in frames). Only its spans 
 then; an empty text says that there is nothing to say.
 """
 
+from configurator import check_range, configure, run
 import functools
-import multiprocessing
 import os
 import signal
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -28,7 +27,6 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from tqdm import tqdm
 
-from configurator import check_range, configure, run
 from domains.vpt.captions import KINDS, MORE_KINDS, annotate, to_steps
 from domains.vpt.episodes import (
     Writer,
@@ -47,6 +45,7 @@ from domains.vpt.recordings import (
     video_library,
 )
 from runtime.distributed import LOCAL_RANK, LOCAL_WORLD, RANK, WORLD, pick_device, tell_ranks
+from runtime.program import end_with_parent
 
 weights = ""  # file of a VPT policy
 recordings = ""  # folder with .mp4 and .jsonl, searched to all depths
@@ -150,13 +149,7 @@ class Recordings(IterableDataset):
 
 def begin_worker(_):
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends its workers
-    threading.Thread(target=end_with_parent, daemon=True).start()
-
-
-def end_with_parent():
-    """Ends a worker whose parent was killed: the server that forked it lives as long as it does."""
-    multiprocessing.parent_process().join()
-    os._exit(1)
+    end_with_parent()  # the server that forked it lives as long as it does
 
 
 def load(paths, workers, **options):

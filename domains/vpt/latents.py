@@ -7,13 +7,13 @@ A file per recording with a latent per frame, (frames, D) numbers: a .npy, or a 
 array "embeddings". Recordings go to train, val and test as in embed.py; so does the CSV.
 """
 
+from configurator import check_range, configure, run
 from pathlib import Path
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from configurator import check_range, configure, run
 from domains.vpt.episodes import Writer, annotations_to_steps, by_stem, read_annotations
 
 latents = ""  # folder with .npy or .npz, searched to all depths

@@ -6,10 +6,10 @@ Captions of one Minecraft recording, straight from its mp4.
 A line per caption: its start in seconds, the probability of its least sure token, its text.
 """
 
+from configurator import configure, run
 import glob
 from pathlib import Path
 
-from configurator import configure, run
 from domains.vpt.embed import embed_recording
 from domains.vpt.network import VPT
 from domains.vpt.recordings import FPS, draw_arrow, read_cursor
