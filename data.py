@@ -426,7 +426,10 @@ class Windows:
         """obs (T, D), noise (2T,), and tok, step, known, told (L,) of one window."""
         rng = np.random.default_rng([self.seed, step, n])
         i = self.pool[rng.integers(len(self.pool))]
-        start = int(rng.integers(max(self.episodes.steps(i) - self.T, 0) + 1))
+        # some begin before the episode and some end after it, and are shifted into it: so its first
+        # steps and its last are taught as often as the others
+        N, half = self.episodes.steps(i), self.T // 2
+        start = min(max(int(rng.integers(-half, N - half)), 0), max(N - self.T, 0))
         noise = torch.from_numpy(rng.random(2 * self.T, dtype=np.float32))
         obs = self.episodes.obs(i, start, start + self.T)
         obs = obs if len(obs) == self.T else F.pad(obs, (0, 0, 0, self.T - len(obs)))

@@ -15,6 +15,7 @@ what it read and starts from its evidence.
 """
 
 import itertools
+import json
 import math
 from collections import Counter, defaultdict
 from pathlib import Path
@@ -22,12 +23,12 @@ from pathlib import Path
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 
 from data import END, SILENCE, Caption, Tokenizer, read_stream, score, spans
 from model import GPTNeoX
 from runtime import checkpoint
-from runtime.files import save_tensors, tensors_of
+from runtime.files import load_tensors, save_tensors, tensors_of
 
 MOST = 64  # tokens said at a step; then SILENCE is forced
 FORMAT = "2"  # of a checkpoint: any number of tokens a step; without one, a token a step
@@ -104,6 +105,12 @@ class Features(nn.Module):
             now = (x[..., self.column] == self.value).to(x.dtype)
             parts += [now, (now - before(now)).clamp(min=0)]
         return torch.cat(parts, -1)
+
+
+def stored_features(weights, past):
+    """Features as large as those among stored weights {name: tensor}."""
+    D, values = (len(weights[f"features.{name}"]) for name in ("mean", "value"))
+    return Features(D, bool(weights["features.dense"]), past, values)
 
 
 class Projector(nn.Module):
@@ -236,7 +243,7 @@ def kinds_of(texts, shared):
     return kinds if fits else kinds_of(texts, 2 * shared)
 
 
-class Reader:
+class Reader(nn.Module):
     """What a step is answered with: first which kind of text, or silence, then word after word.
 
     A kind is told by evidence of its own. The words that go on are a product: what the text so far
@@ -246,12 +253,14 @@ class Reader:
 
     def __init__(self, features, tokenizer, dense, shared):
         """dense: whether all features may tell, or few. shared: texts that make a kind."""
+        super().__init__()
         self.features, self.tokenizer = features, tokenizer
-        self.weights = dense_weights if dense else sparse_weights
-        self.shared, self.margin, self.f1 = shared, MARGINS[0], 0.0
+        self.dense, self.shared, self.margin, self.f1 = dense, shared, MARGINS[0], 0.0
+        for name in ("offset", "starts", "told", "words"):
+            self.register_buffer(name, None)
 
     def __str__(self):
-        how = "all features" if self.weights is dense_weights else "few features"
+        how = "all features" if self.dense else "few features"
         kinds = f"{len(self.kinds)} kinds of captions, {len(self.told)} words that go on"
         return f"{self.features.size()} features, {how} tell, {kinds}"
 
@@ -260,7 +269,8 @@ class Reader:
         X, said = self.rows(episodes, annotated)  # (n, F), n answers
         own = [ids for ids in said if ids]
         kinds = kinds_of(own, self.shared)
-        self.kinds, self.prior = sorted(set(kinds.values())), Prior([*own, *text])
+        self.kinds, self.texts = sorted(set(kinds.values())), [*own, *text]
+        self.prior = Prior(self.texts)
         number, C = {kind: n for n, kind in enumerate(self.kinds)}, len(self.kinds)
         scale = 1 / (X.std(0) + 0.05)
         X *= scale
@@ -268,7 +278,8 @@ class Reader:
         target = torch.tensor([number[kinds[ids]] if ids else C for ids in said])
         share = torch.bincount(target, minlength=C + 1) / len(target)
         self.offset = share.clamp(min=1e-6).log()
-        self.starts = self.weights(X, target, self.offset, C + 1) * scale  # (C+1, F)
+        weights = dense_weights if self.dense else sparse_weights
+        self.starts = weights(X, target, self.offset, C + 1) * scale  # (C+1, F)
         self.offset[C] += self.left_out.log()
 
         row, word, prior = [], [], []
@@ -336,6 +347,31 @@ class Reader:
             score[self.told] += evidence - UNKNOWN
             ids.append(self.prior.words[int(score.argmax())])
         return ids
+
+    def save_pretrained(self, folder):
+        """reader.safetensors: features and evidence; all else as JSON in its metadata."""
+        names = "dense shared margin f1 kinds texts".split()
+        about = {name: getattr(self, name) for name in names}
+        about |= dict(past=self.features.past, pauses=list(self.pauses.items()))
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        path = Path(folder, "reader.safetensors")
+        save_tensors(tensors_of(self), path, {"about": json.dumps(about)})
+
+    @classmethod
+    def from_pretrained(cls, folder, tokenizer):
+        """Reads what save_pretrained wrote."""
+        weights, about = load_tensors(Path(folder, "reader.safetensors"))
+        about = json.loads(about["about"])
+        features = stored_features(weights, about["past"])
+        reader = cls(features, tokenizer, about["dense"], about["shared"])
+        for name in ("offset", "starts", "told", "words"):
+            setattr(reader, name, weights[name])
+        reader.load_state_dict(weights)
+        reader.margin, reader.f1 = about["margin"], about["f1"]
+        reader.kinds, reader.texts = (list(map(tuple, about[x])) for x in ("kinds", "texts"))
+        reader.pauses = {tuple(begins): steps for begins, steps in about["pauses"]}
+        reader.prior = Prior(reader.texts)
+        return reader
 
 
 PAUSE = 7  # steps in which what begins alike is one caption, unless annotators repeat it sooner
@@ -549,15 +585,11 @@ class Encoder(nn.Module):
         if not path.is_file():
             raise FileNotFoundError(f"{path} is missing: not the encoder of a checkpoint")
         try:
-            with safe_open(path, "pt") as file:
-                weights = {name: file.get_tensor(name) for name in file.keys()}
-                about = file.metadata()
+            weights, about = load_tensors(path)
             if about.get("format") != FORMAT:
                 raise ValueError("it writes another kind of stream: train it anew")
             T = int(about["T"])
-            D, values = (len(weights[f"features.{name}"]) for name in ("mean", "value"))
-            features = Features(D, bool(weights["features.dense"]), T // 2, values)
-            encoder = cls(lm, features, T)
+            encoder = cls(lm, stored_features(weights, T // 2), T)
             encoder.projector.load_state_dict(weights)
         except (SafetensorError, LookupError, TypeError, ValueError, RuntimeError) as error:
             reason = str(error).splitlines()[0]

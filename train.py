@@ -33,7 +33,7 @@ from torch.utils.checkpoint import checkpoint as recompute
 from tqdm import tqdm
 
 from data import END, SILENCE, Episodes, Tokenizer, Windows, choose_annotated, read_text, score
-from encoder import Encoder, Features, choose_reader, written_captions
+from encoder import Encoder, Features, Reader, choose_reader, written_captions
 from model import Config, GPTNeoX, find_checkpoint, linear_cross_entropy
 from runtime import checkpoint, distributed, files
 from runtime.distributed import all_reduce, print0
@@ -273,8 +273,11 @@ def open_data():
     return train, val, annotated
 
 
-def build(episodes, annotated):
-    """Tokenizer, encoder with predictor, and the reader, if there is to be one, on the CPU."""
+def build(episodes, annotated, folder=None):
+    """Tokenizer, encoder with predictor, and the reader, if there is to be one, on the CPU.
+
+    folder: of the checkpoint that is resumed, which has the reader.
+    """
     text = read_text(data)
     captions = [*(episodes.known_captions(i) for i in annotated), *text]
     if init_from == "scratch":
@@ -289,8 +292,7 @@ def build(episodes, annotated):
             raise ValueError(f"{init_from}: tokenizer.json has more ids than the model has rows")
     reader = None
     if annotated and pseudo_labels:
-        print0("fitting a reader to the annotated steps")
-        reader = choose_reader(episodes, annotated, tokenizer, text, T // 2)
+        reader = reader_of(episodes, annotated, tokenizer, text, folder)
         print0(f"a reader of a part of the annotated episodes: F1 {reader.f1:.2f} on the rest")
         print0(str(reader))
     features = Features(episodes.meta["obs_dim"], past=T // 2).measure(episodes)
@@ -304,14 +306,25 @@ def build(episodes, annotated):
     return tokenizer, Grounding(encoder, predictor), reader
 
 
+def reader_of(episodes, annotated, tokenizer, text, folder):
+    """The reader of a checkpoint; without one it is fitted, by one process for all."""
+    if folder:
+        return Reader.from_pretrained(folder / "reader", tokenizer)
+    print0("fitting a reader to the annotated steps")
+    reader = None
+    if distributed.RANK == 0:
+        reader = choose_reader(episodes, annotated, tokenizer, text, T // 2)
+    return distributed.broadcast(reader)
+
+
 def text_of(episodes, annotated, reader):
     """{episode: its captions, which of its steps are annotated, and which have a text, (N,) bool}.
 
     Text is the annotators', else the reader's; where nobody annotated anything it is the encoder's
     own, and all steps have one.
     """
-    text = {}
-    for i in tqdm(range(len(episodes)), "reading", disable=None if reader else True):
+    text, own = {}, range(distributed.RANK, len(episodes), distributed.WORLD)
+    for i in tqdm(own, "reading", disable=None if reader else True):
         known = episodes.known(i) & (i in annotated)
         captions = [caption for caption in episodes.captions(i) if known[caption.start]]
         if reader and not known.all():
@@ -320,7 +333,7 @@ def text_of(episodes, annotated, reader):
         told = known | (reader is not None or not annotated)
         if told.any():
             text[i] = captions, known, told
-    return text
+    return distributed.gather(text)
 
 
 def configure_optimizer(model):
@@ -391,7 +404,7 @@ def main():
     same = config, FIXED.split(), train.identity()
     folder = checkpoint.claim(out_dir, resume or distributed.RESTARTED, *same)
     print0(json.dumps(config))
-    tokenizer, model, reader = build(train, annotated)
+    tokenizer, model, reader = build(train, annotated, folder)
     model = distributed.place(model, where, shard)
     optimizer = configure_optimizer(model)
     text = text_of(train, annotated, reader)
@@ -400,6 +413,7 @@ def main():
 
     # a run that was saved goes on where it stopped
     models = dict(encoder=model.encoder, predictor=model.predictor)
+    saved = models | (dict(reader=reader) if reader else {})
     state = dict(step=0, best_f1=-1.0, best_step=0, identity=train.identity())
     if resume and not folder:
         print0(f"{out_dir}: no checkpoint, so from the start")
@@ -460,7 +474,7 @@ def main():
             if line["f1"] >= state["best_f1"]:
                 state |= dict(best_f1=line["f1"], best_step=step + 1)
         if (due or stopping) and not bad and taking_part:
-            checkpoint.save(out_dir, models, tokenizer, optimizer, config, state)
+            checkpoint.save(out_dir, saved, tokenizer, optimizer, config, state)
         if stopping:
             break
     distributed.leave()

@@ -31,11 +31,10 @@ from data import (
     choose_annotated,
     match,
     read_stream,
-    read_text,
     score,
     write_stream,
 )
-from encoder import choose_reader, load, written_captions
+from encoder import Reader, load, written_captions
 from runtime.distributed import pick_device
 from sample import predictor_of
 
@@ -74,9 +73,9 @@ def most_frequent(episodes, train, annotated):
     return [[Caption(t, t + 1, text) for t in range(every // 2, n, every)] for n in lengths]
 
 
-def reader_alone(episodes, train, annotated, tokenizer, past=8):
-    """What the encoder is taught on unannotated episodes: its fit is convex, so the same again."""
-    reader = choose_reader(train, annotated, tokenizer, read_text(train.folder), past)
+def reader_alone(episodes, folder, tokenizer):
+    """What the run's reader, of which the encoder learned, reads."""
+    reader = Reader.from_pretrained(folder, tokenizer)
     return [reader.captions(episodes.obs(i)) for i in range(len(episodes))]
 
 
@@ -144,7 +143,8 @@ def report(out_dir, split="test", device="auto"):
         "observations zeroed": captions_of(encoder, episodes, tokenizer, "zeroed"),
     }
     if annotated:
-        arms["reader alone"] = reader_alone(episodes, train, annotated, tokenizer, encoder.T // 2)
+        if (folder / "reader").exists():
+            arms["reader alone"] = reader_alone(episodes, folder / "reader", tokenizer)
         arms |= probes(episodes, train, annotated, encoder.T)
         arms["most frequent caption"] = most_frequent(episodes, train, annotated)
     arms["perfect writer"] = perfect_writer(episodes, tokenizer)

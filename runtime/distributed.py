@@ -148,6 +148,16 @@ def broadcast(value):
 
 
 @together()
+def gather(values):
+    """The union of every process's {key: value}."""
+    if WORLD == 1:
+        return values
+    every = [None] * WORLD
+    dist.all_gather_object(every, values)
+    return {key: value for of in every for key, value in of.items()}
+
+
+@together()
 def place(model, device, shard):
     """The model on its device. shard: each process holds its part of every weight alone, and so of
     gradients and AdamW's moments; a layer at work gathers the other parts (PyTorch's FSDP2)."""

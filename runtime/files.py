@@ -11,7 +11,7 @@ import sys
 from itertools import chain
 from pathlib import Path
 
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 UMASK = os.umask(0)
@@ -107,6 +107,12 @@ def tensors_of(module):
 
 def save_tensors(tensors, path, metadata=None):
     replace(path, lambda beside: save_file(tensors, beside, metadata))
+
+
+def load_tensors(path):
+    """What save_tensors wrote: {name: tensor}, metadata. Raises SafetensorError."""
+    with safe_open(path, "pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}
 
 
 def write_json(value, path):

@@ -337,3 +337,14 @@ def test_half_a_window_without_its_past_is_no_target(windows):
     assert batch.known[at_start][:, :16].all()
     assert not batch.known[~at_start][batch.step[~at_start] < 8].any()
     assert batch.known[~at_start].any(1).all()
+
+
+def test_every_step_of_an_episode_is_taught_as_often(windows):
+    loader = windows(annotated=[0])
+    rows = {tuple(row.tolist()): t for t, row in enumerate(loader.episodes.obs(0))}
+    taught = torch.zeros(40)
+    for batch in loader.batch(0, range(2000)):
+        for obs, step, known in zip(batch.obs, batch.step, batch.known, strict=True):
+            taught[rows[tuple(obs[0].tolist())] + step[known].unique()] += 1
+    # in the middle 8 of 40 draws; up to twice that where windows were shifted
+    assert taught.min() > 0.8 * 2000 * 8 / 40 and taught.max() < 2.2 * 2000 * 8 / 40

@@ -79,13 +79,27 @@ def test_a_reader_says_what_was_annotated_and_what_never_was(told):
 def test_a_reader_is_chosen_by_what_it_reads_in_other_episodes(told):
     tokenizer, annotated = Tokenizer.from_captions(TEXTS), list(range(12))
     reader = choose_reader(told, annotated, tokenizer, [])
-    again = Reader(reader.features, tokenizer, reader.weights is dense_weights, reader.shared)
+    again = Reader(reader.features, tokenizer, reader.dense, reader.shared)
     true, written = [], []
     for fold in (annotated[k::4] for k in range(4)):
         again.fit(told, [i for i in annotated if i not in fold], [])
         true += [told.known_captions(i) for i in fold]
         written += [again.write(*again.logits(told.obs(i)), reader.margin) for i in fold]
     assert reader.f1 == score(true, written)["f1"] >= max(reader.tried.values()) - 0.02
+
+
+@pytest.mark.parametrize("dense", [False, True])
+def test_a_stored_reader_reads_the_same(told, tmp_path, dense):
+    tokenizer = Tokenizer.from_captions(TEXTS)
+    features = Features(9, dense, past=4).measure(told)
+    reader = Reader(features, tokenizer, dense, 3).fit(told, list(range(12)), [])
+    reader.margin = 2.0
+    reader.save_pretrained(tmp_path / "reader")
+    again = Reader.from_pretrained(tmp_path / "reader", tokenizer)
+    for i in range(12, 24):
+        captions = reader.captions(told.obs(i))
+        assert captions and again.captions(told.obs(i)) == captions
+    assert str(again) == str(reader)
 
 
 def test_a_reader_learns_from_annotated_steps_alone(told, monkeypatch):

@@ -6,7 +6,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from bench import report
 from data import SILENCE, Batch, Caption, Episodes, choose_annotated, score, write_stream
-from encoder import Encoder, Features
+from encoder import Encoder, Features, choose_reader
 from model import Config, GPTNeoX
 from train import Grounding, Losses, Predictor
 
@@ -29,7 +29,7 @@ class Parrot:
         return tok.where(step < 99, SILENCE), step, torch.ones(tok.shape)
 
 
-def test_controls_and_baselines_on_the_toy_data(toy, tokenizer):
+def test_controls_and_baselines_on_the_toy_data(toy, tokenizer, tmp_path):
     train, test = Episodes(toy, "train"), Episodes(toy, "test")
     true = [test.captions(i) for i in range(len(test))]
     parrot = Parrot(tokenizer, ["open door", "walk", "close the door"])
@@ -41,7 +41,8 @@ def test_controls_and_baselines_on_the_toy_data(toy, tokenizer):
     assert f1(report.captions_of(parrot, test, tokenizer, "shuffled")) < 0.6
     assert f1(report.captions_of(parrot, test, tokenizer, "zeroed")) == 0
     annotated = choose_annotated(train, 8, 0)
-    assert f1(report.reader_alone(test, train, annotated, tokenizer)) > 0.9
+    choose_reader(train, annotated, tokenizer, []).save_pretrained(tmp_path)
+    assert f1(report.reader_alone(test, tmp_path, tokenizer)) > 0.9
     written = report.probes(test, train, annotated, 4)
     assert list(written) == ["probe, present step", "probe, 4 steps"]
     assert min(f1(captions) for captions in written.values()) > 0.9
