@@ -103,7 +103,7 @@ def ahead_attention(q, k, v, T, K, stride, rows=256):
         flex, mask = compiled_flex(), flex_mask(T, K, stride, N, q.device)
         parts = zip(*(x.split(65535 // H) for x in (q, k, v)), strict=True)  # of one CUDA grid
         return torch.cat([flex(*part, block_mask=mask) for part in parts])
-    main = F.scaled_dot_product_attention(*(x[:, :, :T] for x in (q, k, v)), is_causal=True)
+    stream = F.scaled_dot_product_attention(*(x[:, :, :T] for x in (q, k, v)), is_causal=True)
     k_main, v_main = (x[:, :, :T].flatten(0, 1) for x in (k, v))  # (BH, T, hs)
     own = (x[:, :, T:].flatten(0, 1).unflatten(1, (S, K)) for x in (q, k, v))  # (BH, S, K, hs)
     out = []
@@ -111,7 +111,7 @@ def ahead_attention(q, k, v, T, K, stride, rows=256):
         seen = (min(first + n, S) - 1) * stride + 1  # steps that the last of these blocks sees
         inputs = *blocks, k_main[:, :seen], v_main[:, :seen], first * stride, stride
         out.append(recompute(attend_blocks, *inputs, use_reentrant=False))
-    return torch.cat((main, torch.cat(out, 1).flatten(1, 2).unflatten(0, (B, H))), 2)
+    return torch.cat((stream, torch.cat(out, 1).flatten(1, 2).unflatten(0, (B, H))), 2)
 
 
 def attend_blocks(q, k, v, k_main, v_main, first, stride):
@@ -122,9 +122,9 @@ def attend_blocks(q, k, v, k_main, v_main, first, stride):
     later = torch.arange(k_main.shape[1], device=q.device) > step[:, None]  # (nK, seen)
     later_own = torch.ones(K, K, dtype=torch.bool, device=q.device).triu(1)
     q = q * hs**-0.5
-    main = (q.flatten(1, 2) @ k_main.mT).masked_fill_(later, -1e9)
+    stream = (q.flatten(1, 2) @ k_main.mT).masked_fill_(later, -1e9)
     own = (q @ k.mT).masked_fill_(later_own, -1e9).flatten(1, 2)
-    p, p_own = torch.cat((main, own), -1).softmax(-1).split((k_main.shape[1], K), -1)
+    p, p_own = torch.cat((stream, own), -1).softmax(-1).split((k_main.shape[1], K), -1)
     return (p @ v_main).unflatten(1, (n, K)) + p_own.unflatten(1, (n, K)) @ v
 
 
@@ -167,8 +167,8 @@ class Predictor(nn.Module):
         and hidden[<=t], so no observation after the step of slot t.
         """
         T, (S, k) = input_tok.shape[1], inputs.shape[1:]
-        main = self.lm.embed(input_tok) + self.condition(hidden)
-        x = torch.cat((main, self.lm.embed(inputs).flatten(1, 2)), 1)  # (B, T+Sk, d)
+        stream = self.lm.embed(input_tok) + self.condition(hidden)
+        x = torch.cat((stream, self.lm.embed(inputs).flatten(1, 2)), 1)  # (B, T+Sk, d)
         step = torch.arange(T, device=x.device)
         start = torch.arange(S, device=x.device) * self.stride
         ahead = torch.arange(1, k + 1, device=x.device)
@@ -357,6 +357,11 @@ def lr_multiplier(step):
     return 0.1 + 0.45 * (1 + math.cos(math.pi * progress))
 
 
+def set_learning_rates(optimizer, step):
+    for group in optimizer.param_groups:
+        group["lr"] = group["peak"] * lr_multiplier(step)
+
+
 def check_settings():
     """Raises ValueError where a setting cannot be meant."""
     check_range(globals(), 2, "T")
@@ -398,37 +403,34 @@ def evaluate(encoder, episodes, tokenizer, n=20):
 def main():
     config = configure(globals())
     check_settings()
-    where, autocast = distributed.init(device)
+    own_device, autocast = distributed.init(device)
     torch.manual_seed(seed)
     train, val, annotated = open_data()
-    same = config, FIXED.split(), train.identity()
-    folder = checkpoint.claim(out_dir, resume or distributed.RESTARTED, *same)
+    identity, resuming = train.identity(), resume or distributed.RESTARTED
+    folder = checkpoint.claim(out_dir, resuming, config, FIXED.split(), identity)
     print0(json.dumps(config))
     tokenizer, model, reader = build(train, annotated, folder)
-    model = distributed.place(model, where, shard)
+    model = distributed.place(model, own_device, shard)
     optimizer = configure_optimizer(model)
-    text = text_of(train, annotated, reader)
-    windows = Windows(train, text, tokenizer, T, seed, micro_batch)
-    mine = distributed.share(batch_size)
+    windows = Windows(train, text_of(train, annotated, reader), tokenizer, T, seed, micro_batch)
 
     # a run that was saved goes on where it stopped
     models = dict(encoder=model.encoder, predictor=model.predictor)
     saved = models | (dict(reader=reader) if reader else {})
-    state = dict(step=0, best_f1=-1.0, best_step=0, identity=train.identity())
-    if resume and not folder:
-        print0(f"{out_dir}: no checkpoint, so from the start")
+    state = dict(step=0, best_f1=-1.0, best_step=0, identity=identity)
     if folder:
         state = checkpoint.load(folder, models, optimizer, config)
     log = checkpoint.open_log(out_dir, state["step"], config, wandb)
     ddp = distributed.wrap(model)
-    one = windows.batch(0, mine[:1])[0].to(where), Losses(*torch.ones(3, device=where))
-    distributed.settle(lambda: ddp(*one)[0])
+    example = windows.batch(0, range(1))[0].to(own_device)
+    distributed.settle(lambda: ddp(example, Losses(*torch.ones(3, device=own_device)))[0])
     caught, bad = distributed.catch_signals(), 0
 
     steps, began = range(state["step"], max_iters), time.monotonic()
-    batches = tqdm(windows.batches(steps, mine), "training", len(steps), disable=None)
+    batches = windows.batches(steps, distributed.share(batch_size))
+    batches = tqdm(batches, "training", len(steps), disable=None)
     for step, parts in zip(steps, batches, strict=True):
-        parts = [part.to(where) for part in parts]
+        parts = [part.to(own_device) for part in parts]
         if not annotated:
             with autocast, distributed.gathered(model.encoder):
                 parts = [own_text(model.encoder, part) for part in parts]
@@ -436,7 +438,7 @@ def main():
         counts = Losses(*all_reduce(counts).clamp(min=1))
 
         # forward and backward; micro-batches only save memory
-        losses = torch.zeros(3, device=where)
+        losses = torch.zeros(3, device=own_device)
         for part in parts:
             with distributed.no_sync(ddp, last=part is parts[-1]):
                 with autocast:
@@ -445,16 +447,12 @@ def main():
             losses += each
 
         # update
-        with distributed.together():
-            norm = nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        norm = distributed.whole(norm)
+        norm = distributed.clip_grad_norm(model, 1.0)
         signals = losses.new_tensor([len(caught)])  # of any process stop them all
         *losses, stopping = all_reduce(torch.cat((losses, signals))).tolist()
-        norm = norm.item()
         bad = checkpoint.check_finite(out_dir, step, sum(losses) + norm, bad)
         if not bad:
-            for group in optimizer.param_groups:
-                group["lr"] = group["peak"] * lr_multiplier(step)
+            set_learning_rates(optimizer, step)
             optimizer.step()
         optimizer.zero_grad()
 
@@ -480,13 +478,17 @@ def main():
     distributed.leave()
     if bad:
         raise ValueError(f"step {state['step'] - 1} was not finite, so the run's end is not saved")
+    tell_the_end(state)
+    if "SIGINT" in caught:
+        raise KeyboardInterrupt  # exit code 130: what follows && shall not go on
+
+
+def tell_the_end(state):
     rest = "; --resume goes on" if state["step"] < max_iters else ""
     print0(f"stopped after step {state['step']} of {max_iters}{rest}")
     print0(f"  best on val: step {state['best_step']}, F1 {max(state['best_f1'], 0):.3f}")
-    print0(f"  python sample.py --out_dir={out_dir}        the captions of an episode")
+    print0(f"  python sample.py {out_dir}                  the captions of an episode")
     print0(f"  python -m bench.report {out_dir}            F1 on the test episodes, and controls")
-    if "SIGINT" in caught:
-        raise KeyboardInterrupt  # exit code 130: what follows && shall not go on
 
 
 if __name__ == "__main__":

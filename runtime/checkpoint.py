@@ -79,6 +79,8 @@ def resume_from(out_dir, resume, config, fixed, identity):
     resumed, has a changed byte, another value of a `fixed` setting, or other data."""
     folder = newest(out_dir) if RANK == 0 else None
     if not folder:
+        if resume:
+            print0(f"{out_dir}: no checkpoint, so from the start")
         return None
     if not resume:
         raise ValueError(

@@ -210,6 +210,12 @@ def part_of(x, like):
 
 
 @together()
+def clip_grad_norm(model, largest):
+    """Scales the gradients to a norm of at most `largest`. Returns what it was."""
+    return whole(nn.utils.clip_grad_norm_(model.parameters(), largest)).item()
+
+
+@together()
 def wrap(model):
     """The model, whose backward averages the gradients over all processes."""
     if WORLD == 1 or is_sharded(model):
