@@ -47,6 +47,7 @@ MOST = 7  # times in an episode; more count as so many
 AFTER = [(0, 0), (1, 2), (3, 4), (5, 8), (9, 16), (17, 32), (33, 64)]  # steps between two events
 LAGS = AFTER + [(-most, -least) for least, most in AFTER]  # to the same step twice
 JUMP = 6 * 1.4826  # times the median change of a feature: 6 deviations of normal noise
+SAMPLE = 16384  # steps whose changes tell the median one
 APART = 100  # steps between episodes in a row: more than the longest lag
 FEWEST = 10  # what is rarer cannot be matched
 DISAGREE = 60.0  # deviance of a caption without its event, or the other way round
@@ -190,15 +191,33 @@ def shortest_repeat(episodes):
     return shortest
 
 
+def changes(episodes, i):
+    """Of each feature of an episode since the step before, (N - 1, D) float32."""
+    return episodes.obs(i).float().diff(dim=0).numpy()
+
+
+def smallest_jumps(episodes):
+    """The change of each feature beyond which it jumps, (D,): its deviation, and JUMP times its
+    median change, which SAMPLE steps tell to a hundredth."""
+    steps = sum(episodes.steps(i) for i in range(len(episodes)))
+    n, total, square, some = 0, 0, 0, []
+    for i in range(len(episodes)):
+        change = changes(episodes, i)
+        n, total = n + len(change), total + change.sum(0, dtype=float)
+        square = square + np.square(change, dtype=float).sum(0)
+        some.append(np.abs(change[:: -(-steps // SAMPLE)]))
+    std = np.sqrt((square / n - (total / n) ** 2).clip(min=0))
+    return np.maximum(std, JUMP * np.median(np.concatenate(some), 0)).astype(np.float32)
+
+
 def find_events(episodes):
     """Kinds and steps of the events of each episode; 2 f: feature f jumps down, 2 f + 1: up."""
-    changes = [episodes.obs(i).float().diff(dim=0).numpy() for i in range(len(episodes))]
-    every = np.concatenate(changes)  # (steps, D)
-    least = np.maximum(every.std(0), JUMP * np.median(np.abs(every), 0))  # (D,)
-    events = []
-    for change in changes:
+    least, events = smallest_jumps(episodes), []
+    for i in range(len(episodes)):
+        change = changes(episodes, i)
         step, feature = np.nonzero(np.abs(change) > least)
-        events.append((2 * feature + (change[step, feature] > 0), step + 1))
+        kind = 2 * feature + (change[step, feature] > 0)
+        events.append((kind.astype(np.int32), (step + 1).astype(np.int32)))
     return events
 
 
