@@ -7,6 +7,7 @@ does nothing.
 import contextlib
 import itertools
 import os
+import re
 import signal
 import sys
 import warnings
@@ -128,6 +129,24 @@ def share(n):
     if n < WORLD:
         raise ValueError(f"--batch_size={n}: each of {WORLD} processes needs one")
     return range(n * RANK // WORLD, n * (RANK + 1) // WORLD)
+
+
+def portion(things, part):
+    """Of a list what part "3/64" of a program makes: every 64th thing, from the third on; of ""
+    all of them. Raises ValueError."""
+    if not part:
+        return things
+    found = re.fullmatch(r"(\d{1,9})/(\d{1,9})", part)
+    n, of = map(int, found.groups()) if found else (0, 0)
+    if not 1 <= n <= of:
+        raise ValueError(f"--part={part}: as 3/64, the third of 64")
+    return things[n - 1 :: of]
+
+
+def note_of(name, part):
+    """ "packed.json" of a part: "packed-3-of-64.json"; no two parts write one file."""
+    stem, _, ending = name.partition(".")
+    return f"{stem}-{part.replace('/', '-of-')}.{ending}" if part else name
 
 
 @together()

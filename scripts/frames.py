@@ -12,8 +12,9 @@ The backbone is an image model of transformers: a folder with config.json, model
 preprocessor_config.json, or a name, from the Hugging Face cache or a download. An embedding is its
 pooled output. Where it would crop the centre, the whole frame is squeezed into that size instead.
 
-The same command goes on where it was stopped, and reads again what changed. A video that cannot be
-read is one line, the others go on, and the exit code is 2.
+The same command goes on where it was stopped, and reads again what changed. With --part=3/64 it
+reads every 64th video, from the third on; then the same command without it joins them. A video
+that cannot be read is one line, the others go on, and the exit code is 2.
 """
 
 from configurator import check_range, configure, run
@@ -27,7 +28,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from runtime.distributed import pick_device
+from runtime.distributed import note_of, pick_device, portion
 from runtime.files import read_json, regular_file, replace, write_json
 from runtime.patterns import composed, matching
 from runtime.pretrained import find_checkpoint
@@ -39,6 +40,7 @@ fps = 5.0  # steps per second
 backbone = "facebook/dinov2-small"  # or a folder
 pictures = 128  # pixels of a picture's longer side; 0: none are kept
 device = "auto"  # 'auto' | 'cpu' | 'cuda' | 'mps'
+part = ""  # '3/64': the third of 64 parts of the videos alone; '': all, and what parts have made
 
 BATCH = 32  # frames that the backbone takes at a time
 ROUNDING = 1e-3  # seconds to which some containers (Matroska, FLV) round time stamps
@@ -156,22 +158,30 @@ def find_videos():
     return found
 
 
-def open_record(settings):
-    """frames.json in out: how its episodes are made, and {name: [bytes, mtime]} of their videos.
-
-    Raises ValueError where the folder has anything else.
-    """
-    path = Path(out, "frames.json")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if not path.exists():
-        if any(path.parent.glob("*.npy")):
-            raise ValueError(f"{out}: arrays that were not made here; choose another --out")
-        write_json(settings | dict(videos={}), path)
+def read_record(path, settings):
+    """{name of a video: [bytes, mtime]} of a frames.json. Raises ValueError."""
     record = read_json(path)
     if not settings.items() <= record.items():
         was = ", ".join(f"{name} {record.get(name)} not {settings[name]}" for name in settings)
         raise ValueError(f"{out} was made otherwise ({was}); choose another --out")
-    return record
+    return record["videos"]
+
+
+def read_records(settings):
+    """{name: [bytes, mtime]} of the videos that were made in out, by parts as well; None where two
+    calls made it of different ones.
+
+    Raises ValueError where the folder has anything else.
+    """
+    folder, made = Path(out), {}
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = sorted(folder.glob("frames*.json"))
+    if not paths and any(folder.glob("*.npy")):
+        raise ValueError(f"{out}: arrays that were not made here; choose another --out")
+    for path in paths:
+        for name, state in read_record(path, settings).items():
+            made[name] = state if made.get(name, state) == state else None
+    return dict(sorted(made.items()))
 
 
 def make_episode(name, path, model, processor):
@@ -184,14 +194,19 @@ def make_episode(name, path, model, processor):
 
 def make():
     """The episodes of all videos. Raises ValueError at the end where some cannot be read."""
-    paths = find_videos()
+    paths = dict(portion([*find_videos().items()], part))
     model, processor = load_backbone()
     weights = sum(int(checksums(x.cpu().reshape(1, -1))[0]) for x in model.state_dict().values())
-    record = open_record(dict(fps=fps, pictures=pictures, weights=weights))
-    unread = 0
+    settings = dict(fps=fps, pictures=pictures, weights=weights)
+    made, unread = read_records(settings), 0
+    own = {name: made.get(name) for name in paths} if part else made
+    note, record = Path(out, note_of("frames.json", part)), settings | dict(videos=own)
+    write_json(record, note)
+    for path in [] if part else Path(out).glob("frames-*.json"):
+        path.unlink()
     for name, path in tqdm(paths.items(), unit="video", disable=None):
         state = [os.stat(path).st_size, os.stat(path).st_mtime_ns]
-        if record["videos"].get(name) == state and Path(out, f"{name}.npy").exists():
+        if made.get(name) == state and Path(out, f"{name}.npy").exists():
             continue
         try:
             make_episode(name, path, model, processor)
@@ -200,9 +215,11 @@ def make():
             unread += 1
             continue
         record["videos"][name] = state
-        write_json(record, Path(out, "frames.json"))
+        write_json(record, note)
     if unread:
         raise ValueError(f"{unread} of {len(paths)} videos were not read; {out} has the others")
+    if part:
+        return print(f"{out}: part {part} is there; the same command without --part joins them")
     print(f"{out}: {len(paths)} episodes; next: scripts.pack --obs='{out}/*.npy' --fps={fps:g}")
 
 

@@ -26,6 +26,9 @@ With --group='(subject\d+)' episodes in whose names the same is found stay in on
 the arrays of a file do, where there are three files or more.
 
 The same call again goes on where it was stopped, and packs again what is no longer as written.
+
+With --part=3/64 it packs the third of 64 parts of the shards, wherever the others are packed. Then
+the same call without it joins them: it packs what is missing, and writes meta.json.
 """
 
 from configurator import check_range, configure, run
@@ -41,6 +44,7 @@ import torch
 from tqdm import tqdm
 
 from data import Episode, record_faults, write_shard, write_text
+from runtime.distributed import note_of, portion
 from runtime.files import read_json, replace, write_json
 from runtime.patterns import listed
 from runtime.shards import SPLITS, read_shard, shard_path, shard_paths, write_meta
@@ -68,6 +72,7 @@ val = 0.1  # share of the annotated episodes (or groups) that validate, at least
 test = 0.1  # share that test, at least one
 source = ""  # where the observations come from, for meta.json
 licence = ""  # what may be done with them, for meta.json
+part = ""  # '3/64': the third of 64 parts alone; '': all, and what parts have packed
 
 SHARD = 256 * 2**20  # bytes of observations in a shard
 
@@ -147,12 +152,21 @@ def read_old(path):
         return {}
 
 
+def read_records(folder):
+    """{name of a shard: its fingerprint}, as earlier calls and parts packed it; None where two of
+    them packed it otherwise."""
+    paths, packed = sorted(folder.glob("packed*.json")), {}
+    if not all(map(Path.is_file, paths)) or not paths and any(folder.glob("*.safetensors")):
+        raise ValueError(f"{folder}: a data set that was not packed here; choose another --out")
+    for path in paths:
+        for name, key in read_old(path).items():
+            packed[name] = key if packed.get(name, key) == key else None
+    return packed
+
+
 def find_intact(folder, wanted, meta):
     """Of the wanted {path: fingerprint}, {name: fingerprint} of those packed before and intact."""
-    path = folder / "packed.json"
-    if not path.is_file() and (path.exists() or any(folder.glob("*.safetensors"))):
-        raise ValueError(f"{folder}: a data set that was not packed here; choose another --out")
-    packed = read_old(path)
+    packed = read_records(folder)
     return {
         path.name: key
         for path, key in tqdm(wanted.items(), desc="checking", leave=False, disable=None)
@@ -199,19 +213,23 @@ def warn(seen, lost):
 
 def pack(folder, shards, texts, meta, kept):
     """Makes the data set consist of these shards. Those packed before and intact stay as they are.
+    A part makes its own, and no data set.
 
     shards: {(split, index): its recordings}; texts: {episode id: captions}; meta: of meta.json;
     kept: numbers of the features that it has.
     """
     dtype = meta["dtype"]
-    paths = {shard: shard_path(folder, *shard) for shard in shards}
-    wanted = {paths[shard]: fingerprint(shards[shard], texts, dtype, kept) for shard in shards}
+    paths = {shard: shard_path(folder, *shard) for shard in portion([*shards], part)}
+    wanted = {paths[shard]: fingerprint(shards[shard], texts, dtype, kept) for shard in paths}
     packed = find_intact(folder, wanted, meta)
     missing = [shard for shard, path in paths.items() if path.name not in packed]
-    surplus = set(shard_paths(folder)) - wanted.keys()
+    surplus = set() if part else set(shard_paths(folder)) - wanted.keys()
+    record = folder / note_of("packed.json", part)
 
     # what cannot be packed raises here, while an old data set is still whole
     old = read_old(folder / "meta.json")
+    if part and old and missing:
+        raise ValueError(f"{folder}: no part replaces a data set; choose another --out")
     for path in filter(Path.is_dir, folder.glob("*-?????.*")):
         raise ValueError(f"{path} is a folder: remove it")
     for shard in tqdm(missing if old else [], "reading", leave=False, unit="shard", disable=None):
@@ -224,7 +242,9 @@ def pack(folder, shards, texts, meta, kept):
     # from here on it is no data set, and an interrupted call does not trust the shards it replaces
     if missing or surplus:
         (folder / "meta.json").unlink(missing_ok=True)
-        write_json(packed, folder / "packed.json")
+    write_json(packed, record)
+    for path in [] if part else folder.glob("packed-*.json"):
+        path.unlink()
     seen, lost = {}, []
     for shard in tqdm(missing, desc="packing", unit="shard", disable=None):
         episodes = [make_episode(recording, texts, dtype, kept) for recording in shards[shard]]
@@ -232,12 +252,13 @@ def pack(folder, shards, texts, meta, kept):
             look_at(episode, recording, kept, seen, lost)
         write_shard(folder, *shard, episodes)
         packed[paths[shard].name] = wanted[paths[shard]]
-        write_json(packed, folder / "packed.json")
+        write_json(packed, record)
     for path in surplus:
         path.unlink()
         for beside in path.with_suffix(".jsonl"), path.with_stem(f"{path.stem}-pictures"):
             beside.unlink(missing_ok=True)
-    write_meta(folder, **meta)
+    if not part:
+        write_meta(folder, **meta)
     warn(seen, lost)
 
 
@@ -277,6 +298,9 @@ def make():
     meta |= dict(source=source, licence=licence, splits=present)
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
+    if part:
+        pack(folder, shards, texts, meta, kept)
+        return print(f"{out}: part {part} is there; the same call without --part joins them")
     said = [read_text(path, fps, frame_rate) for path in listed(text)]
     write_text(folder, [of for in_file in said for of in in_file])
     pack(folder, shards, texts, meta, kept)

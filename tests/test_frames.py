@@ -1,3 +1,4 @@
+import shutil
 from fractions import Fraction
 
 import numpy as np
@@ -136,6 +137,22 @@ def test_the_same_command_goes_on_and_reads_what_changed(clips, backbone):
     assert len(np.load(clips.parent / "episodes/b.npy")) == 3
     code, error, fourth = run(clips, backbone, fps=4.0)
     assert code == 2 and "fps 5.0" in error[-1] and fourth == third
+
+
+def test_joined_parts_are_the_files_of_one_call(clips, backbone):
+    def contents():
+        return {path.name: path.read_bytes() for path in (clips.parent / "episodes").iterdir()}
+
+    run(clips, backbone)
+    whole = contents()
+    shutil.rmtree(clips.parent / "episodes")
+    two = run(clips, backbone, part="2/2")[2]
+    assert two.keys() == {"b.npy", "b-pictures.npy"}
+    one = run(clips, backbone, part="1/2")[2]
+    (clips.parent / "episodes/c.npy").unlink()  # as if it had died
+    again = run(clips, backbone, part="1/2")[2]
+    assert {name for name in one if again[name] != one[name]} == {"c.npy", "c-pictures.npy"}
+    assert run(clips, backbone)[2] == again and contents() == whole  # to join them is to read none
 
 
 @pytest.mark.parametrize("length", [0, 100, 40_000])  # of some 140,000 bytes

@@ -276,6 +276,66 @@ def test_a_stopped_call_goes_on_and_gives_the_same(folder, packed, monkeypatch):
     assert not (folder / "mine/meta.json").exists()  # neither the old data set nor yet the new one
 
 
+@pytest.fixture
+def in_parts(folder, packed, monkeypatch):
+    """Two episodes a shard: `packed` into "mine" at once, then part after part into "parts"."""
+    monkeypatch.setattr(pack, "SHARD", 30 * 4 * 4 * 2)
+    packed()
+    monkeypatch.setattr(pack, "out", str(folder / "parts"))
+
+    def call(part):
+        monkeypatch.setattr(pack, "part", part)
+        pack.make()
+
+    return call
+
+
+def test_joined_parts_are_the_files_of_one_call(folder, in_parts, monkeypatch):
+    write, written = pack.write_shard, []
+
+    def dies(*arguments):
+        if len(written) == 4:
+            raise KeyboardInterrupt
+        written.append(arguments[1:3])
+        write(*arguments)
+
+    monkeypatch.setattr(pack, "write_shard", dies)
+    in_parts("2/2")
+    assert written and not (folder / "parts/meta.json").exists()  # not yet a data set
+    with pytest.raises(KeyboardInterrupt):
+        in_parts("1/2")
+    monkeypatch.setattr(pack, "write_shard", lambda *a: written.append(a[1:3]) or write(*a))
+    in_parts("1/2")
+    assert len(written) == len(set(written)) == len(list(folder.glob("mine/*.safetensors")))
+    monkeypatch.setattr(pack, "write_shard", None)  # to join them is to write none
+    in_parts("")
+    assert contents(folder / "parts") == contents(folder / "mine")
+
+
+def test_what_a_part_lacks_or_packed_otherwise_is_packed_as_they_are_joined(folder, in_parts):
+    in_parts("3/3")
+    lines = (folder / "captions.csv").read_text()
+    (folder / "captions.csv").write_text(lines.replace("say", "shout"))
+    in_parts("1/3")
+    (folder / "captions.csv").write_text(lines)
+    in_parts("")
+    of_both = contents(folder / "parts"), contents(folder / "mine")
+    packed = [json.loads(of.pop("packed.json")) for of in of_both]
+    assert packed[0] == packed[1] and of_both[0] == of_both[1]
+
+
+def test_no_part_replaces_a_data_set(folder, in_parts, monkeypatch):
+    in_parts("")
+    in_parts("2/3")  # all is there
+    np.save(folder / "raw/ep7.npy", np.ones((30, 4), np.float32))
+    with pytest.raises(ValueError, match="parts: no part replaces a data set"):
+        for n in "123":
+            in_parts(f"{n}/3")
+    for wrong in ("4/3", "0/3", "3", "a/b"):
+        with pytest.raises(ValueError, match=f"--part={wrong}: as 3/64, the third of 64"):
+            in_parts(wrong)
+
+
 def test_changed_captions_repack_only_their_shard(folder, packed, monkeypatch):
     monkeypatch.setattr(pack, "SHARD", 30 * 4 * 4)
     packed()

@@ -202,6 +202,36 @@ def test_two_processes_share_the_work_without_doing_anything_twice(folder, monke
     )  # and with another number of processes
 
 
+def dies(*_):
+    raise OSError("no space left")
+
+
+def test_joined_parts_are_the_files_of_one_call(folder, monkeypatch):
+    monkeypatch.setattr(writing, "SHARD", 2)
+    for i in range(6):
+        make_recording(folder / "rec", f"ben-{i}-20220101-000000", played(12))
+    names = (f"aa-{i}-20220101-000000" for i in range(9))
+    for name in [name for name in names if split_of(name) == "train"][:2]:  # a shard of nothing
+        make_recording(folder / "rec", name, [""])
+    assert embed(folder, "--workers=1")[0] == 0  # which reads them in order
+
+    status, out, err = embed(folder, "--part=2/2", out="parts")
+    assert status == 0 and "the same command without --part joins" in out, err
+    assert not (folder / "parts/meta.json").exists()
+    with monkeypatch.context() as patch:
+        patch.setattr(writing, "write_shard", dies)
+        assert embed(folder, "--part=1/2", out="parts")[0] == 2
+    assert embed(folder, "--part=1/2", out="parts")[0] == 0
+    assert not (folder / "parts/train-00000.safetensors").exists()
+    status, out, err = embed(folder, out="parts")
+    assert status == 0 and "added to" in out and ": none; 7 were there" in out, out + err
+    whole, joined = (
+        {path.name: path.read_bytes() for path in (folder / name).glob("[!.]*")}
+        for name in ("data", "parts")
+    )
+    assert joined == whole
+
+
 def test_processes_that_write_at_once_never_take_the_same_number(tmp_path, monkeypatch):
     monkeypatch.setattr(writing, "SHARD", 1)
     obs = [torch.zeros(1, 4)]

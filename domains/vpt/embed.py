@@ -9,7 +9,9 @@ Experiment 1, Minecraft: recordings of players -> episodes of VPT embeddings wit
 Weights: https://openaipublic.blob.core.windows.net/minecraft-rl/models/foundation-model-1x.weights
 (or 2x, 3x, bc-*, rl-*). Recordings: `python -m domains.vpt.download --help`.
 
-The same command goes on where it was stopped, and makes again what is damaged. Captions come from
+The same command goes on where it was stopped, and makes again what is damaged. With --part=3/64 it
+makes the third of 64 parts, wherever the others are made; then the same command without it joins
+them, and makes what is missing. Captions come from
 the game's counters or, with --annotations, from a person: a CSV `recording,start,end,text` in
 seconds (or, with the columns start_frame,end_frame, in frames). Only its spans count as annotated
 then; an empty text says that there is nothing to say.
@@ -32,6 +34,7 @@ from domains.vpt.episodes import (
     Writer,
     annotations_to_steps,
     by_stem,
+    plan,
     read_annotations,
 )
 from domains.vpt.network import VPT
@@ -44,7 +47,15 @@ from domains.vpt.recordings import (
     read_lines,
     video_library,
 )
-from runtime.distributed import LOCAL_RANK, LOCAL_WORLD, RANK, WORLD, pick_device, tell_ranks
+from runtime.distributed import (
+    LOCAL_RANK,
+    LOCAL_WORLD,
+    RANK,
+    WORLD,
+    pick_device,
+    portion,
+    tell_ranks,
+)
 from runtime.program import end_with_parent
 
 weights = ""  # file of a VPT policy
@@ -58,6 +69,7 @@ cursor = ""  # OpenAI's mouse_cursor_white_16x16.png; '': an arrow
 device = "auto"  # 'auto' | 'cpu' | 'cuda'
 bf16 = True  # the convolutions in bfloat16, on CUDA
 workers = 0  # processes that decode, per GPU; 0: all cores
+part = ""  # '3/64': the third of 64 parts of the shards alone; '': all, and what parts have made
 
 
 # -----------------------------------------------------------------------------
@@ -279,8 +291,13 @@ def embed_recordings():
     caption = functools.partial(from_counters, kinds=chosen_kinds(), lag=lag)
     if annotations:
         caption = functools.partial(from_person, spans=read_annotations(annotations, paths))
-    writer = Writer(out, made_with())
-    mine = [path for stem, path in list(paths.items())[RANK::WORLD] if stem not in writer.ids]
+    if part:
+        shards = portion([*plan(paths).items()], part)[RANK::WORLD]
+        writer = Writer(out, made_with(), dict(shards))
+        mine = [paths[stem] for stems in writer.coming.values() for stem in stems]
+    else:
+        writer = Writer(out, made_with())
+        mine = [path for stem, path in list(paths.items())[RANK::WORLD] if stem not in writer.ids]
     image = read_cursor(cursor) if cursor else draw_arrow()
     options = dict(size=vpt.size, cursor=image, stride=stride, caption=caption)
     n_workers = workers or cores_per_process()

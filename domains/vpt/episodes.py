@@ -121,16 +121,35 @@ def annotations_to_steps(spans, fps, stride, steps):
 # the data set
 
 
+def plan(stems):
+    """{(split, index): stems} of the shards of parts, whatever part makes them."""
+    shards = {}
+    for split in SPLITS:
+        own = sorted(stem for stem in stems if split_of(stem) == split)
+        shards |= {(split, n // SHARD): own[n : n + SHARD] for n in range(0, len(own), SHARD)}
+    return shards
+
+
 class Writer:
     """Adds episodes to a data set. `with` it, an interrupted run keeps what is finished."""
 
-    def __init__(self, folder, settings):
-        """settings: what the data set is made with. Raises ValueError if it was begun otherwise."""
-        self.folder = Path(folder)
+    def __init__(self, folder, settings, part=None):
+        """settings: what the data set is made with. part: {(split, index): stems} of the shards
+        that this process makes, and nobody else; None: the next that are free, as episodes come.
+        Raises ValueError if it was begun otherwise."""
+        self.folder, self.part = Path(folder), part
         self.folder.mkdir(parents=True, exist_ok=True)
         check_settings(self.folder / "made-with.json", settings)
-        self.ids, self.width = read_written(self.folder)
-        self.waiting = {}  # split: (time of the first, [Episode])
+        paths = part and [shard_path(folder, *shard) for shard in part]
+        self.ids, self.width = read_written(self.folder, paths)
+        if part is not None and not self.ids <= {*itertools.chain(*part.values())}:
+            other = "shards hold other recordings than these would: were some added?"
+            raise ValueError(f"{folder}: its {other} Choose another --out")
+        self.coming = {}  # of a part: {shard: [stem, ..]} that are still to be read
+        for shard, stems in (part or {}).items():
+            if not shard_path(folder, *shard).exists():
+                self.coming[shard] = [*stems]
+        self.waiting = {}  # split, or shard of a part: (time of the first, [Episode])
         self.added = collections.Counter()  # by split
         self.skipped = {}  # stem: why
         self.broken_lines = 0
@@ -147,16 +166,31 @@ class Writer:
         if faults:
             return self.skip(stem, faults[0])  # one recording never ends the run
         self.width = obs.shape[1]
-        split = split_of(stem)
-        since, episodes = self.waiting.setdefault(split, (time.time(), []))
-        episodes.append(Episode(stem, obs, captions, annotated))
-        self.added[split] += 1
+        self.added[split_of(stem)] += 1
         self.broken_lines += broken_lines
+        episode = Episode(stem, obs, captions, annotated)
+        if self.part is not None:
+            return self.arrived(stem, episode)
+        since, episodes = self.waiting.setdefault(split_of(stem), (time.time(), []))
+        episodes.append(episode)
         if len(episodes) == SHARD or time.time() - since > SHARD_SECONDS:
-            self.write(split)
+            self.write(split_of(stem))
 
     def skip(self, stem, why):
         self.skipped[stem.encode(errors="backslashreplace").decode()] = why
+        if self.part is not None:
+            self.arrived(stem)
+
+    def arrived(self, stem, *episode):
+        """Writes a shard of a part once nothing more comes for it."""
+        shard = next(shard for shard, stems in self.coming.items() if stem in stems)
+        episodes = self.waiting.setdefault(shard, [])
+        episodes += episode
+        self.coming[shard].remove(stem)
+        if not self.coming[shard]:
+            del self.coming[shard], self.waiting[shard]
+            if episodes:
+                write_shard(self.folder, *shard, sorted(episodes, key=lambda e: e.id))
 
     def write(self, split):
         _, episodes = self.waiting.pop(split)
@@ -170,7 +204,7 @@ class Writer:
         return self
 
     def __exit__(self, *error):
-        for split in list(self.waiting):
+        for split in list(self.waiting) if self.part is None else ():  # a part's are not whole
             self.write(split)
 
     def finish(self, **meta):
@@ -185,6 +219,10 @@ class Writer:
             print(f"  {count} skipped: {why}, such as {example}")
         lines = [f"{stem}\t{why}\n" for stem, why in self.skipped.items()]
         (self.folder / f"skipped-{RANK}.txt").write_text("".join(lines))
+        if self.part is not None:
+            return print("a part is there; the same command without --part joins them")
+        if WORLD == 1:  # or another process may be writing one
+            close_gaps(self.folder)
         paths = shard_paths(self.folder)
         names = {path.name.partition("-")[0] for path in paths}
         splits = [split for split in SPLITS if split in names]
@@ -213,17 +251,30 @@ def check_settings(path, settings):
     replace(path, lambda beside: beside.write_text(json.dumps(settings)))
 
 
-def read_written(folder):
-    """The ids of a data set's episodes, and the width of their observations, None where there are
-    none. A shard that is not as written is removed."""
+def close_gaps(folder):
+    """Numbers shards anew where one is not there, for all its recordings were skipped."""
+    for split in SPLITS:
+        for n, path in enumerate(sorted(folder.glob(f"{split}-?????.safetensors"))):
+            target = shard_path(folder, split, n)
+            if path != target:
+                path.with_suffix(".jsonl").rename(target.with_suffix(".jsonl"))
+                path.rename(target)
+
+
+def read_written(folder, some=None):
+    """The ids of a data set's episodes, or of some of its shards, and the width of their
+    observations, None where there are none. A shard that is not as written is removed."""
     ids, width = set(), None
-    for path in shard_paths(folder):
+    for path in shard_paths(folder) if some is None else filter(Path.exists, some):
         faults, _ = read_shard(path, record_faults)
         if not faults:
             shard = Shard(path)
-            ids |= {record["id"] for record in shard.records()}
-            width = shard.width
-        elif RANK == 0:  # of many processes one, before it writes any
+            own, width = {record["id"] for record in shard.records()}, shard.width
+            if ids & own:
+                again = "is in another shard too: were recordings added between two parts?"
+                raise ValueError(f"{path}: {min(ids & own)} {again} Choose another --out")
+            ids |= own
+        elif some is not None or RANK == 0:  # of many processes one, before it writes any
             path.unlink(missing_ok=True)
             path.with_suffix(".jsonl").unlink(missing_ok=True)
             print(f"{faults[0]}; its recordings are read again", file=sys.stderr)
