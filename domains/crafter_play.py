@@ -24,6 +24,7 @@ from tqdm import tqdm
 from data import Caption, Episode, write_shard, write_text
 from domains.crafter_details import DETAILS, situation, tell
 from domains.crafter_player import MOVES, Player, World, constants, objects
+from runtime.files import alone, replace
 from runtime.program import workers
 from runtime.shards import shard_path, write_meta
 
@@ -144,6 +145,7 @@ def make_shard(job):
     folder, split, index, seeds, n_pictures, options = job
     played = [play(seed, pictures=i < n_pictures, **options) for i, seed in enumerate(seeds)]
     write_shard(folder, split, index, played)
+    return len(played)
 
 
 def tell_of(job):
@@ -175,28 +177,40 @@ def make(
     options = dict(steps=steps, area=area, begin=begin, taste=taste)
     options |= dict(details=details) if details else {}  # a plan made without is still the same
     planned = counts | options | dict(first_seed=first_seed) | (dict(text=text) if text else {})
-    write_plan(Path(out), planned)
-    jobs, seed = [], first_seed
+    with alone(out, wait=True):  # for whoever is making the same
+        write_plan(Path(out), planned)
+        make_missing(out, counts, first_seed, text, options, processes)
+        write_meta(
+            out,
+            obs_dim=len(play(first_seed, 1, area).obs[0]),
+            dtype="uint8",
+            steps_per_second=None,
+            source="crafter, scripted player",
+            licence="Crafter is MIT licensed (c) Danijar Hafner",
+            splits=list(counts),
+        )
+
+
+def make_missing(out, counts, seed, text, options, processes):
+    """The shards that are not there, and the text."""
+    jobs, told = [], []
     for split, count in counts.items():
         jobs += [(out, split, *shard, options) for shard in missing(out, split, seed, count)]
         seed += count
-    with workers(processes) as pool:
-        made = pool.imap_unordered(make_shard, jobs)
-        for _ in tqdm(made, total=len(jobs), desc=f"playing Crafter, {PER_SHARD} episodes each"):
-            pass
-        worlds = range(seed, seed + text)
-        some = [(worlds[n : n + PER_SHARD], options) for n in range(0, text, PER_SHARD)]
-        told = tqdm(pool.imap(tell_of, some), "and for text alone", len(some))
-        write_text(out, [captions for of_some in told for captions in of_some])
-    write_meta(
-        out,
-        obs_dim=len(play(first_seed, 1, area).obs[0]),
-        dtype="uint8",
-        steps_per_second=None,
-        source="crafter, scripted player",
-        licence="Crafter is MIT licensed (c) Danijar Hafner",
-        splits=list(counts),
-    )
+    worlds = range(seed, seed + text)
+    some = [(worlds[n : n + PER_SHARD], options) for n in range(0, text, PER_SHARD)]
+    total = sum(len(seeds) for _, _, _, seeds, *_ in jobs) + text
+    title = f"making {total} episodes of Crafter in {out}, once"
+    with (
+        workers(processes) as pool,
+        tqdm(desc=title, total=total) as bar,
+    ):
+        for made in pool.imap_unordered(make_shard, jobs):
+            bar.update(made)
+        for captions in pool.imap(tell_of, some):
+            told += captions
+            bar.update(len(captions))
+    write_text(out, told)
 
 
 def missing(out, split, seed, count):
@@ -215,7 +229,7 @@ def write_plan(folder, settings):
             "remove it, or choose another --out"
         )
     folder.mkdir(parents=True, exist_ok=True)
-    plan.write_text(json.dumps(settings))
+    replace(plan, lambda beside: beside.write_text(json.dumps(settings)))
 
 
 def main():

@@ -1,5 +1,8 @@
 import json
 import multiprocessing.dummy
+import os
+import select
+import time
 from unittest import mock
 
 import numpy as np
@@ -99,7 +102,7 @@ def test_splits_never_share_a_world(made):
     assert len(set(ids)) == 4
 
 
-def test_an_interrupted_run_keeps_its_finished_shards(made, monkeypatch):
+def test_an_interrupted_run_keeps_its_finished_shards_and_says_what_it_makes(made, capsys):
     folder = made.parent / "three"
     make(folder)
     kept = folder / "train-00000.safetensors"
@@ -108,8 +111,38 @@ def test_an_interrupted_run_keeps_its_finished_shards(made, monkeypatch):
     (folder / "meta.json").unlink()
     with pytest.raises(ValueError, match="meta.json is missing"):
         Episodes(folder, "val")
+    capsys.readouterr()
     make(folder)
+    assert f"making 1 episodes of Crafter in {folder}, once" in capsys.readouterr().err
     assert kept.stat().st_mtime_ns == before and contents(folder) == contents(made)
+
+
+def test_a_terminated_run_leaves_no_worker_and_no_data_set(made):
+    """Who lives has the pipe open: reading ends when the last of them has."""
+    folder, fork = made.parent / "terminated", multiprocessing.get_context("fork")
+    ours, theirs = os.pipe()
+
+    def play_for_ever(seed, **options):
+        os.write(theirs, b"playing")
+        time.sleep(60)
+
+    with (
+        mock.patch.multiple(crafter_play, PER_SHARD=1, play=play_for_ever),
+        mock.patch.object(multiprocessing, "get_context", lambda _: fork),
+    ):
+        maker = fork.Process(target=crafter_play.make, args=(folder,), kwargs=SMALL)
+        maker.start()
+    os.close(theirs)
+    assert os.read(ours, 7) == b"playing"
+    maker.terminate()
+    while said := select.select([ours], [], [], 10)[0] and os.read(ours, 7):
+        pass
+    os.close(ours)
+    assert said == b""  # the end, and no time-out
+    with pytest.raises(ValueError, match="meta.json is missing"):
+        Episodes(folder, "val")
+    make(folder)
+    assert contents(folder) == contents(made)
 
 
 def test_pictures_do_not_change_the_game():
