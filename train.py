@@ -407,7 +407,7 @@ def main():
     torch.manual_seed(seed)
     train, val, annotated = open_data()
     identity, resuming = train.identity(), resume or distributed.RESTARTED
-    folder = checkpoint.claim(out_dir, resuming, config, FIXED.split(), identity)
+    folder = checkpoint.lock_run(out_dir, resuming, config, FIXED.split(), identity)
     print0(json.dumps(config))
     tokenizer, model, reader = build(train, annotated, folder)
     model = distributed.place(model, own_device, shard)
@@ -423,7 +423,7 @@ def main():
     log = checkpoint.open_log(out_dir, state["step"], config, wandb)
     ddp = distributed.wrap(model)
     example = windows.batch(0, range(1))[0].to(own_device)
-    distributed.settle(lambda: ddp(example, Losses(*torch.ones(3, device=own_device)))[0])
+    distributed.warm_up(lambda: ddp(example, Losses(*torch.ones(3, device=own_device)))[0])
     caught, bad = distributed.catch_signals(), 0
 
     steps, began = range(state["step"], max_iters), time.monotonic()

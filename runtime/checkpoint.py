@@ -22,7 +22,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from runtime.distributed import RANK, WORLD, broadcast, gathered, part_of, print0, whole
+from runtime.distributed import RANK, WORLD, broadcast, full_tensor, gathered, local_part, print0
 from runtime.files import flush, lock, parse_json, read_json, replace, write_json
 
 KEEP = 2
@@ -71,7 +71,7 @@ def open_best(out_dir):
     return folder, config | dict(data=next(found, config["data"]))
 
 
-CLAIM = []  # the open file whose lock is this process's claim
+LOCK = []  # the open file whose lock is this run's lock
 
 
 def resume_from(out_dir, resume, config, fixed, identity):
@@ -96,7 +96,7 @@ def resume_from(out_dir, resume, config, fixed, identity):
     return folder
 
 
-def claim(out_dir, *same):
+def lock_run(out_dir, *same):
     """Makes out_dir this run's alone until the process ends. Returns what to resume from, or None.
 
     Raises ValueError where another run writes, or as resume_from() does.
@@ -104,9 +104,9 @@ def claim(out_dir, *same):
     if RANK > 0:
         return broadcast(None)
     out_dir = Path(out_dir)
-    while CLAIM:
-        os.close(CLAIM.pop())
-    CLAIM.append(lock(out_dir))
+    while LOCK:
+        os.close(LOCK.pop())
+    LOCK.append(lock(out_dir))
     for stale in out_dir.glob(".step-*"):
         shutil.rmtree(stale)
     for path in step_folders(out_dir):
@@ -123,11 +123,11 @@ def threads_and_processes():
     return [torch.get_num_threads(), WORLD]
 
 
-def whole_state(optimizer):
+def full_state(optimizer):
     """Its state_dict() as one process would have it, on the first one."""
     saved = optimizer.state_dict()
     for i, moments in saved["state"].items():
-        moments = {name: whole(x) for name, x in moments.items()}
+        moments = {name: full_tensor(x) for name, x in moments.items()}
         saved["state"][i] = {name: x.cpu() for name, x in moments.items() if RANK == 0}
     return saved
 
@@ -140,7 +140,7 @@ def save(out_dir, parts, tokenizer, optimizer, config, state):
     """
     final = Path(out_dir) / f"step-{state['step']:06d}"
     beside = final.with_name(f".{final.name}")
-    state = state | dict(optimizer=whole_state(optimizer), machine=threads_and_processes())
+    state = state | dict(optimizer=full_state(optimizer), machine=threads_and_processes())
     try:
         for name, part in parts.items():
             with gathered(part):
@@ -155,7 +155,7 @@ def save(out_dir, parts, tokenizer, optimizer, config, state):
         for path in [*beside.rglob("*"), beside]:
             flush(path)
         os.rename(beside, final)
-        tidy(out_dir, state["best_step"])
+        prune(out_dir, state["best_step"])
     except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors have theirs
         free = shutil.disk_usage(out_dir).free / 1e6
         shutil.rmtree(beside, ignore_errors=True)
@@ -176,7 +176,7 @@ def check_finite(out_dir, step, value, bad):
     return bad + 1
 
 
-def tidy(out_dir, best_step):
+def prune(out_dir, best_step):
     """Names the best checkpoint, and removes all but it and the newest."""
     out_dir = Path(out_dir)
     best_name = f"step-{best_step:06d}"
@@ -282,15 +282,15 @@ def restore(part, folder):
     if other:
         raise ValueError(f"{folder} has other weights than this model: {', '.join(other[:3])}")
     for name, x in own.items():
-        x.data.copy_(part_of(stored[name], x))
+        x.data.copy_(local_part(stored[name], x))
 
 
 def restore_optimizer(optimizer, saved):
-    """load_state_dict() of what whole_state() gave."""
+    """load_state_dict() of what full_state() gave."""
     weights = chain(*(group["params"] for group in optimizer.param_groups))
     for i, weight in enumerate(weights):
         moments = saved["state"].get(i, {})
-        moments.update({name: part_of(x, weight) for name, x in moments.items() if x.dim()})
+        moments.update({name: local_part(x, weight) for name, x in moments.items() if x.dim()})
     optimizer.load_state_dict(saved)
 
 

@@ -67,7 +67,7 @@ def pick_device(device):
 
 
 @contextlib.contextmanager
-def together():
+def exits_with_peers():
     """Around what waits for the others: where one of them is gone we end as well, in one line."""
     try:
         yield
@@ -95,7 +95,7 @@ def tell_ranks():
         print(LEFT_OVER, file=sys.stderr)
 
 
-@together()
+@exits_with_peers()
 def init(device):
     """Joins the processes that torchrun started, if any. Returns this one's device, autocast."""
     tell_ranks()
@@ -149,7 +149,7 @@ def note_of(name, part):
     return f"{stem}-{part.replace('/', '-of-')}.{ending}" if part else name
 
 
-@together()
+@exits_with_peers()
 def all_reduce(x):
     """The sum over all processes, in place."""
     if WORLD > 1:
@@ -157,7 +157,7 @@ def all_reduce(x):
     return x
 
 
-@together()
+@exits_with_peers()
 def broadcast(value):
     """What the first process has, in all of them; the others wait for it."""
     values = [value]
@@ -166,7 +166,7 @@ def broadcast(value):
     return values[0]
 
 
-@together()
+@exits_with_peers()
 def gather(values):
     """The union of every process's {key: value}."""
     if WORLD == 1:
@@ -176,7 +176,7 @@ def gather(values):
     return {key: value for of in every for key, value in of.items()}
 
 
-@together()
+@exits_with_peers()
 def place(model, device, shard):
     """The model on its device. shard: each process holds its part of every weight alone, and so of
     gradients and AdamW's moments; a layer at work gathers the other parts (PyTorch's FSDP2)."""
@@ -203,7 +203,7 @@ def is_sharded(x):
 def gathered(part):
     """Around what needs all weights of a sharded part at once: to save it, to write with it."""
     groups = [module for module in part.modules() if is_sharded(module)]
-    with together():
+    with exits_with_peers():
         for group in groups:
             group.set_reshard_after_forward(False, recurse=False)
             group.unshard()
@@ -213,13 +213,13 @@ def gathered(part):
         group.reshard()
 
 
-@together()
-def whole(x):
+@exits_with_peers()
+def full_tensor(x):
     """What a sharded tensor is a part of, on all processes; of another tensor, itself."""
     return x.full_tensor() if is_sharded(x) else x
 
 
-def part_of(x, like):
+def local_part(x, like):
     """Of a tensor that is whole, what belongs here where `like`, a weight, is sharded."""
     if not is_sharded(like):
         return x
@@ -228,13 +228,13 @@ def part_of(x, like):
     return distribute_tensor(x, like.device_mesh, like.placements, src_data_rank=None)
 
 
-@together()
+@exits_with_peers()
 def clip_grad_norm(model, largest):
     """Scales the gradients to a norm of at most `largest`. Returns what it was."""
-    return whole(nn.utils.clip_grad_norm_(model.parameters(), largest)).item()
+    return full_tensor(nn.utils.clip_grad_norm_(model.parameters(), largest)).item()
 
 
-@together()
+@exits_with_peers()
 def wrap(model):
     """The model, whose backward averages the gradients over all processes."""
     if WORLD == 1 or is_sharded(model):
@@ -245,8 +245,8 @@ def wrap(model):
     return ddp
 
 
-@together()
-def settle(loss):
+@exits_with_peers()
+def warm_up(loss):
     """Two backwards of nothing: DDP regroups its buckets after the first, so its sums change."""
     if WORLD > 1:
         for _ in range(2):
@@ -258,7 +258,7 @@ def no_sync(ddp, last):
     """Gradients are exchanged with the last micro-batch of a step alone, but sharded ones with
     each: nobody has room for the whole."""
     exchanged = WORLD == 1 or last or is_sharded(ddp)
-    with together(), contextlib.nullcontext() if exchanged else ddp.no_sync():
+    with exits_with_peers(), contextlib.nullcontext() if exchanged else ddp.no_sync():
         yield
 
 

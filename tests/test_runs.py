@@ -130,13 +130,13 @@ def test_a_run_does_not_go_on_with_other_data(finished, data, tmp_path):
 def test_two_runs_never_share_a_folder(finished, data, tmp_path):
     with pytest.raises(ValueError, match="step-000012 is there: --resume goes on"):
         run(data, finished)
-    checkpoint.claim(tmp_path, False, {}, [], 0)  # gives up the other claim
+    checkpoint.lock_run(tmp_path, False, {}, [], 0)  # gives up the other lock
     context = multiprocessing.get_context("fork")
     claimed, done = context.Event(), context.Event()
 
     def hold():
         with mock.patch.object(checkpoint, "resume_from"):  # it would use threads, after a fork
-            checkpoint.claim(finished)
+            checkpoint.lock_run(finished)
         claimed.set()
         done.wait()
 

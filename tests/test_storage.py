@@ -60,12 +60,12 @@ def test_where_there_are_no_modes_files_are_written_all_the_same(tmp_path, monke
 def test_where_there_are_no_locks_that_is_a_warning(tmp_path, monkeypatch, capsys, code):
     (tmp_path / ".x.1.new").touch()
     monkeypatch.setattr(fcntl, "flock", refuses(code))
-    monkeypatch.setattr(checkpoint, "CLAIM", [])
-    assert checkpoint.claim(tmp_path, False, {}, [], 0) is None
+    monkeypatch.setattr(checkpoint, "LOCK", [])
+    assert checkpoint.lock_run(tmp_path, False, {}, [], 0) is None
     said = capsys.readouterr().err
     assert said.startswith(f"warning: {tmp_path} cannot be locked") and said.count("\n") == 1
     assert (tmp_path / ".x.1.new").exists()  # another process may be writing it
-    os.close(checkpoint.CLAIM.pop())
+    os.close(checkpoint.LOCK.pop())
 
 
 def test_what_another_has_is_refused_or_waited_for(tmp_path):
