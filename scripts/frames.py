@@ -48,29 +48,37 @@ GAP = 3600  # seconds without a new frame: more is a broken time stamp
 
 
 def timed(path):
-    """(seconds, frame) of a video, then (its end, None): the last lasts as long as the one before.
+    """(seconds, frame) of a video, then (its end, None): the last lasts as long as the one before,
+    or as it says itself, where that is much longer.
 
     Raises ValueError where time stamps are broken, or less is there than the file says.
     """
     import av
 
-    began, now, lasts = None, 0.0, 1 / fps
-    with av.open(str(regular_file(path))) as container:
+    began, now, lasts, stands = None, 0.0, 1 / fps, 0.0
+    remux = f"remux it: ffmpeg -i '{path}' -c copy '{Path(path).with_suffix('.mp4')}'"
+    remux += ", or without -c copy, where that does not help"
+    with av.open(f"file:{regular_file(path)}") as container:  # a name may have a colon
+        if not container.streams.video:
+            raise ValueError("there is no video in it")
         stream = container.streams.video[0]
         stream.thread_type = "AUTO"
         for frame in container.decode(stream):
             if frame.time is None:
-                raise ValueError("a frame without a time stamp")
+                raise ValueError(f"a frame without a time stamp; {remux}")
             began = frame.time if began is None else began
             gap = frame.time - began - now
             if not 0 <= gap < GAP:
-                raise ValueError(f"the time stamps jump from {now:.3f} to {now + gap:.3f} s")
+                jump = f"the time stamps jump from {now:.3f} to {now + gap:.3f} s"
+                raise ValueError(f"{jump}; {remux}")
             now, lasts = now + gap, gap or lasts
+            stands = float((frame.duration or 0) * frame.time_base)
+            stands = stands if stands > 2 * lasts else 0  # some files say the same of all frames
             yield now, frame
         length = float((stream.duration or 0) * stream.time_base) or (container.duration or 0) / 1e6
-    if began is None or began + now + lasts < 0.9 * length:  # some lengths count from zero
+    if began is None or began + now + max(lasts, stands) < 0.9 * length:  # some count from zero
         raise ValueError(f"only {now:.1f} of {length:.1f} s are there")
-    yield now + lasts, None
+    yield now + max(lasts, min(stands, length - now if length else stands)), None
 
 
 def chosen(path):

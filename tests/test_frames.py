@@ -30,8 +30,8 @@ def grey(level):
     return np.full((36, 64, 3), level, np.uint8)
 
 
-def make_video(path, shown, turned=0):
-    """A lossless video of [(seconds, frame (h, w, 3) uint8), ..]."""
+def make_video(path, shown, turned=0, stands=0):
+    """A lossless video of [(seconds, frame (h, w, 3) uint8), ..], the last of which stands."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264rgb", options=dict(qp="0", bf="0"))
         stream.height, stream.width = shown[0][1].shape[:2]
@@ -42,7 +42,9 @@ def make_video(path, shown, turned=0):
             frame = av.VideoFrame.from_ndarray(image, format="rgb24")
             frame.pts, frame.time_base = round(seconds / TICK), TICK
             container.mux(stream.encode(frame))
-        container.mux(stream.encode())
+        for packet in stream.encode():
+            packet.duration = round(stands / TICK) or packet.duration
+            container.mux(packet)
     return path
 
 
@@ -69,6 +71,49 @@ def test_rounded_time_stamps_skip_and_double_nothing(tmp_path):
     shown = [(i / 30, grey(5 * i)) for i in range(40)]
     path = make_video(tmp_path / "a.mkv", shown)  # Matroska rounds to milliseconds
     assert levels(path, 30.0) == [5 * i for i in range(40)]
+
+
+@pytest.mark.parametrize("ending", ["mp4", "mkv"])
+def test_a_last_frame_that_stands_counts_as_long_as_it_says(tmp_path, ending):
+    shown = [(i / 10, grey(10 * i)) for i in range(10)]
+    path = make_video(tmp_path / f"a.{ending}", shown, stands=1.1)
+    assert levels(path, 10.0) == [10 * min(i, 9) for i in range(20)]
+    assert levels(path, 5.0) == [0, 20, 40, 60, 80] + [90] * 5
+
+
+def test_a_name_with_a_colon_is_no_protocol(tmp_path, monkeypatch):
+    ten_a_second(tmp_path / "a.mp4", range(6)).rename(tmp_path / "cam-1:front.mp4")
+    monkeypatch.chdir(tmp_path)
+    assert levels("cam-1:front.mp4", 5.0) == [0, 2, 4]
+
+
+def encode(path, codec, frames, **options):
+    """A video as the codec makes it, 25 frames a second; a sound where there are no frames."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=25 if frames else 44100, options=options)
+        if not frames:
+            sound = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), "fltp", "mono")
+            sound.rate = 44100
+            frames = [sound]
+        else:
+            stream.width, stream.height, stream.pix_fmt = 64, 36, "yuv420p"
+        for frame in frames:
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path
+
+
+def test_what_is_no_video_is_told_with_what_makes_one_of_it(tmp_path):
+    shown = [av.VideoFrame.from_ndarray(grey(9 * i), format="rgb24") for i in range(20)]
+    remux = r"; remux it: ffmpeg -i '.*/a.{}' -c copy '.*/a.mp4', or without"
+    raw = encode(tmp_path / "a.h264", "libx264", shown)
+    with pytest.raises(ValueError, match="a frame without a time stamp" + remux.format("h264")):
+        levels(raw, 5.0)
+    disordered = encode(tmp_path / "a.avi", "libx264", shown, bf="3")
+    with pytest.raises(ValueError, match="the time stamps jump .* s" + remux.format("avi")):
+        levels(disordered, 5.0)
+    with pytest.raises(ValueError, match="there is no video in it"):
+        levels(encode(tmp_path / "a.m4a", "aac", []), 5.0)
 
 
 def test_time_counts_from_the_first_frame(tmp_path):

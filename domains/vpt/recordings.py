@@ -101,7 +101,7 @@ def decode(path):
     if not Path(path).is_file():  # to open a pipe would hang
         raise ValueError("unreadable video (no file)")
     try:
-        with av.open(str(path)) as container:
+        with av.open(f"file:{path}") as container:
             if not container.streams.video:
                 raise ValueError("no video in the file")
             stream = container.streams.video[0]
@@ -187,7 +187,7 @@ def read_cursor(path):
     av = video_library()
     regular_file(path)
     try:
-        with av.open(str(path)) as picture:
+        with av.open(f"file:{path}") as picture:
             return next(picture.decode(video=0)).to_ndarray(format="rgba")[:16, :16]
     except (av.FFmpegError, IndexError, StopIteration, OSError):
         raise ValueError(f"{path}: not a picture; without --cursor an arrow is drawn") from None
