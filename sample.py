@@ -3,6 +3,7 @@ Prints the grounded captions of an episode beside the true ones, and what the pr
 
     python sample.py out/mine --episode=3              an episode of the test split
     python sample.py --json                            a JSON object per written caption
+    python -m scripts.page out/mine                    pages to look at in a browser
 
 A line per caption: when, true caption, written caption, the encoder's confidence (its least sure
 token), and what the predictor expects in the next K tokens: "+3 place table" is three steps on.
@@ -15,6 +16,7 @@ from unicodedata import normalize
 
 import torch
 import torch.nn.functional as F
+from torch.nn.utils.rnn import pad_sequence
 
 from data import SILENCE, Episodes, match, read_stream, spans
 from encoder import load
@@ -56,25 +58,42 @@ def timestamp(step, rate):
     return step / rate if rate else step
 
 
+def ahead_cache(T):
+    """Attention of a layer under train.ahead_mask: T rows, then a row of each block at a time."""
+    past, main = [], torch.ones(T, T, dtype=torch.bool).tril()
+
+    def attend(q, k, v):  # (B, H, T, hs)
+        past.append((k, v))
+        keys, values = (torch.cat(x, 2) for x in zip(*past, strict=True))
+        mask = torch.cat([main, *[torch.eye(T).bool()] * (len(past) - 1)], 1)
+        return F.scaled_dot_product_attention(q, keys, values, mask.to(q.device))
+
+    return attend
+
+
 @torch.no_grad()
 def forecasts(encoder, predictor, obs, tok, step):
     """The likeliest K tokens after all that is said at each step, and how likely: (N, K).
     obs (1, N, D); its stream tok, step (1, L)."""
-    half, N, parts = encoder.T // 2, obs.shape[1], []  # windows as annotate() wrote them
-    for start in range(0, max(N - half, 1), half):
+    half, N, lm, windows, parts = encoder.T // 2, obs.shape[1], predictor.lm, [], []
+    for start in range(0, max(N - half, 1), half):  # as annotate() wrote them
         inside = (step[0] >= start) & (step[0] < min(start + 2 * half, N))
-        said, at = tok[:, inside], step[:, inside] - start  # (1, l)
-        before = F.pad(said[:, :-1], (1, 0), value=SILENCE)
-        hidden = encoder(obs[:, start : start + 2 * half], before, at)
-        # the predictor starts at every slot but the last, so one slot more
-        before, hidden = F.pad(before, (0, 1)), F.pad(hidden, (0, 0, 0, 1))
-        block, probs = said[..., None], []  # (1, S, 1): what each start has just heard
-        for _ in range(predictor.K):
-            logits = predictor.lm.embed_out(predictor(before, hidden, block)[:, :, -1])
-            prob, chosen = logits.float().softmax(-1).max(-1)  # (1, S)
-            block, probs = torch.cat((block, chosen[..., None]), -1), [*probs, prob]
-        new = (said[0] == SILENCE) & (at[0] >= (half if start else 0))
-        parts.append((block[0, new, 1:].cpu(), torch.stack(probs, -1)[0, new].cpu()))
+        said, at = tok[0, inside], step[0, inside] - start  # (l,)
+        new = (said == SILENCE) & (at >= (half if start else 0))
+        windows.append((obs[0, start : start + 2 * half], said, at, new))
+    for first in range(0, len(windows), 8):  # so many are quicker at once
+        some = zip(*windows[first : first + 8], strict=True)
+        seen, heard, at, new = (pad_sequence(x, batch_first=True) for x in some)
+        before = F.pad(heard[:, :-1], (1, 0), value=SILENCE)  # (B, l)
+        main = lm.embed(before) + predictor.condition(encoder(seen, before, at))
+        pos, told = torch.arange(main.shape[1], device=main.device), []
+        layers = [ahead_cache(main.shape[1]) for _ in lm.gpt_neox.layers]
+        lm.stack(main, pos, cache=layers)
+        for ahead in range(1, predictor.K + 1):
+            hidden = lm.stack(lm.embed(heard), pos + ahead, cache=layers)
+            prob, heard = lm.embed_out(hidden).float().softmax(-1).max(-1)
+            told.append((heard[new].cpu(), prob[new].cpu()))
+        parts.append([torch.stack(x, -1) for x in zip(*told, strict=True)])
     return tuple(torch.cat(part) for part in zip(*parts, strict=True))
 
 

@@ -3,8 +3,9 @@ One self-contained page per episode: page.html with all that it shows inside, no
 
 It shows an episode and corrects its captions; Save downloads them as scripts.pack takes them.
 
-    python -m scripts.page out/mine --html=out/episode.html            an episode of a run
-    python -m scripts.page --html=out/index.html --episodes=0-20       an index, and a page for each
+    python -m scripts.page out/mine                      an index of a split, and a page an episode
+    python -m scripts.page out/mine --episodes=0-20      of some of its episodes
+    python -m scripts.page out/mine --episode=3          one page alone
 
 Without pictures it draws the features that move most, named by the data set's features.txt, a
 line each. The index begins with the episodes of which a label would tell most.
@@ -20,6 +21,7 @@ from collections import Counter
 from itertools import groupby, pairwise
 from json import dumps
 from pathlib import Path
+from urllib.parse import quote
 
 import numpy as np
 import torch
@@ -28,13 +30,14 @@ import sample
 from data import END, SILENCE, Episodes
 from encoder import load
 from runtime.distributed import pick_device
+from runtime.files import replace
 
 out_dir = "out/crafter"  # the run to load
 data = ""  # folder of a data set; '': the run's
 split = "test"  # which of its splits
-episode = "0"  # which episode: its name or its number
-episodes = ""  # or several: 'first-last', both included
-html = "out/episode.html"  # file to write
+episodes = ""  # which of its episodes: 'first-last', both included; '': all
+episode = ""  # or one alone: its name or its number
+html = ""  # file to write; '': pages/<split>.html in the run
 min_prob = 0.0  # captions with a less sure token are left out
 device = "auto"  # 'auto' | 'cpu' | 'cuda' | 'mps'
 
@@ -144,16 +147,18 @@ def in_words(ids, tokenizer):
     return " ".join(parts)
 
 
-def fill(path, content):
-    """Writes page.html with its parts and `content` inside; returns its size in bytes."""
-    text = dumps(content, separators=(",", ":"), ensure_ascii=False)
+def fill(path, about):
+    """Writes page.html with its parts and `about` inside; returns its size in bytes."""
+    text = dumps(about, separators=(",", ":"), ensure_ascii=False)
     text = text.replace("<", "\\u003c")  # no caption can end the script
 
     def part(found):
-        return text if found[1] == "data" else (FOLDER / found[1]).read_text()
+        return text if found[1] == "data" else (FOLDER / found[1]).read_text(encoding="utf-8")
 
-    page = re.sub("{{(.+?)}}", part, (FOLDER / "page.html").read_text())
-    return Path(path).write_bytes(page.encode())
+    page = re.sub("{{(.+?)}}", part, (FOLDER / "page.html").read_text(encoding="utf-8"))
+    content = page.encode()
+    replace(path, lambda beside: beside.write_bytes(content))
+    return len(content)
 
 
 def thousandths(p):
@@ -183,15 +188,17 @@ def page_of(index, i):
 def write_index(path, title, rate, pages):
     """Links to pages of dict(id, link, steps, hit, missed, false, doubt, and surprise where there
     is a predictor), in the order in which labels would tell."""
-    pages = [page | dict(link=Path(page["link"]).name) for page in pages]
+    pages = [page | dict(link=quote(Path(page["link"]).name)) for page in pages]
     pages.sort(key=lambda page: -page["doubt"] - page.get("surprise", 0))
     fill(path, dict(title=title, rate=rate, pages=pages))
 
 
 def chosen(source):
     """The numbers of the episodes asked for."""
-    if not episodes:
+    if episode:
         return [sample.number_of(source, split, episode)]
+    if not episodes:
+        return range(len(source))
     first, _, last = episodes.partition("-")
     try:
         first, last = int(first), int(last or first)
@@ -205,20 +212,29 @@ def chosen(source):
     return range(first, min(last + 1, len(source)))
 
 
+def index_file():
+    """Where the index goes; the folder of the default is made."""
+    if not html:
+        Path(out_dir, "pages").mkdir(exist_ok=True)
+    elif not Path(html).parent.is_dir():
+        raise ValueError(f"--html={html}: no folder {Path(html).parent}; create it first")
+    return html or str(Path(out_dir, "pages", f"{split}.html"))
+
+
 def main():
     configure(globals(), bare="out_dir")
     check_range(globals(), 0, "min_prob", most=1)
-    if not Path(html).parent.is_dir():
-        raise ValueError(f"--html={html}: no folder {Path(html).parent}; create it first")
+    if episode and episodes:
+        raise ValueError("one of --episode and --episodes")
     encoder, tokenizer, folder, config = load(out_dir, pick_device(device))
-    predictor = sample.predictor_of(folder, config, encoder.device)
+    predictor, index = sample.predictor_of(folder, config, encoder.device), index_file()
     source = Episodes(data or config["data"], split)
     names, texts = named_features(source.folder, source.meta["obs_dim"]), texts_of(source)
     rate, pages = source.meta["steps_per_second"], []
     for i in chosen(source):
         name, annotated = source.records[i]["id"], source.records[i]["annotated"]
         steps = source.steps(i)
-        path = page_of(html, i) if episodes else html
+        path = html if html and episode else page_of(index, i)
         rows, stream, ahead = sample.read(encoder, predictor, source, i, tokenizer, min_prob)
         about = dict(id=name, split=split, source=str(source.folder), run=str(folder))
         pictures = source.pictures(i)
@@ -231,9 +247,9 @@ def main():
         kinds = Counter(row["kind"] for row in rows)
         scores = doubts(stream, ahead) | kinds
         pages.append(dict(id=name, link=path, steps=steps, **scores))
-    if episodes:
-        write_index(html, f"{source.folder}, {split}; {folder}", rate, pages)
-        print(html)
+    if not episode:
+        write_index(index, f"{source.folder}, {split}; {folder}", rate, pages)
+        print(index)
 
 
 if __name__ == "__main__":

@@ -7,10 +7,11 @@ import types
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import ROOT, program
 
 import sample
-from data import Caption, Episode, Episodes, read_stream, write_shard
+from data import SILENCE, Caption, Episode, Episodes, read_stream, write_shard
 from encoder import Encoder, load, written_captions
 from runtime import checkpoint
 from runtime.shards import write_meta
@@ -47,6 +48,24 @@ def test_a_forecast_knows_nothing_later(a_run, toy):
         early_ids, early = sample.forecasts(encoder, predictor, obs[:, : t + 1], *slots)
         assert torch.equal(early_ids[t], ids[t])
         torch.testing.assert_close(early[t], probs[t])
+
+
+def test_a_forecast_is_what_the_predictor_says_of_a_whole_block(a_run, toy):
+    encoder = Encoder.from_pretrained(a_run / "encoder")
+    predictor = Predictor.from_pretrained(a_run / "predictor")
+    obs = Episodes(toy, "test").obs(0)[None]
+    tok, step, _ = encoder.annotate(obs)
+    ids, probs = sample.forecasts(encoder, predictor, obs, tok, step)
+    tok, step = (x[:, step[0] < 16] for x in (tok, step))  # the first window
+    before = F.pad(tok, (1, 0), value=SILENCE)  # and a slot more, or the last begins no block
+    hidden = F.pad(encoder(obs[:, :16], before[:, :-1], step), (0, 0, 0, 1))
+    block = tok[..., None]
+    for j in range(4):
+        logits = predictor.lm.embed_out(predictor(before, hidden, block)[:, :, -1])
+        prob, chosen = logits.softmax(-1).max(-1)
+        torch.testing.assert_close(prob[tok == SILENCE], probs[:16, j])
+        block = torch.cat((block, chosen[..., None]), -1)
+    assert torch.equal(block[tok == SILENCE][:, 1:], ids[:16])
 
 
 def test_captions_are_hits_missed_false_or_unknown(toy):
@@ -130,6 +149,9 @@ def test_pages_and_an_index_are_written(a_run, tmp_path):
     assert err == "--episodes=2-20: test has episodes 0 .. 2, so it ends there\n"
     command[-1] = "--episodes=3-20"
     assert program(*command) == (2, "", "--episodes=3-20: test has episodes 0 .. 2\n")
+    for more, made in (["--episode=test-1"], ["test-1.html"]), ([], ["test.html", "test-2.html"]):
+        assert program("scripts/page.py", a_run.parent, *more)[0] == 0
+        assert {*made} <= {path.name for path in (a_run.parent / "pages").iterdir()}
 
 
 def test_sample_imports_nothing_of_the_folder_it_is_run_in(a_run, tmp_path):
