@@ -20,8 +20,9 @@ from pathlib import Path
 
 import numpy as np
 
+from bench.arms import captions_of
+from bench.intervals import interval
 from bench.probe import regression
-from bench.report import captions_of, interval
 from data import Episodes, Tokenizer, choose_annotated, match, read_text, score
 from encoder import choose_reader, load
 

@@ -26,9 +26,9 @@ import torch.nn.functional as F
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
+from bench.intervals import bootstrap
 from bench.labels import fresh_episodes
 from bench.probe import starts
-from bench.report import bootstrap
 from data import Caption, Episodes, Tokenizer, choose_annotated, score
 from domains.crafter_words import describe, in_words
 from encoder import Features, choose_reader

@@ -25,8 +25,9 @@ from pathlib import Path
 
 import numpy as np
 
+from bench.arms import captions_of
+from bench.intervals import bootstrap
 from bench.probe import probe, true_captions
-from bench.report import bootstrap, captions_of
 from data import Caption, Episode, Episodes, score, write_shard
 from encoder import load
 from runtime.shards import read_meta, write_meta

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bench.report import perfect_writer
+from bench.arms import perfect_writer
 from data import (
     END,
     SILENCE,

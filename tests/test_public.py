@@ -8,8 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from bench import probe, public
-from bench.report import score
-from data import Caption, Episode, Episodes, write_shard
+from data import Caption, Episode, Episodes, score, write_shard
 from runtime.shards import write_meta
 
 

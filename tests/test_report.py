@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from bench import report
+from bench import arms, intervals, report
 from data import SILENCE, Batch, Caption, Episodes, choose_annotated, score, write_stream
 from encoder import Encoder, Features, choose_reader
 from model import Config, GPTNeoX
@@ -37,23 +37,23 @@ def test_controls_and_baselines_on_the_toy_data(toy, tokenizer, tmp_path):
     def f1(written):
         return score(true, written)["f1"]
 
-    assert f1(report.captions_of(parrot, test, tokenizer)) == 1
-    assert f1(report.captions_of(parrot, test, tokenizer, "shuffled")) < 0.6
-    assert f1(report.captions_of(parrot, test, tokenizer, "zeroed")) == 0
+    assert f1(arms.captions_of(parrot, test, tokenizer)) == 1
+    assert f1(arms.captions_of(parrot, test, tokenizer, "shuffled")) < 0.6
+    assert f1(arms.captions_of(parrot, test, tokenizer, "zeroed")) == 0
     annotated = choose_annotated(train, 8, 0)
     choose_reader(train, annotated, tokenizer, []).save_pretrained(tmp_path)
-    assert f1(report.reader_alone(test, tmp_path, tokenizer)) > 0.9
-    written = report.probes(test, train, annotated, 4)
+    assert f1(arms.reader_alone(test, tmp_path, tokenizer)) > 0.9
+    written = arms.probes(test, train, annotated, 4)
     assert list(written) == ["probe, present step", "probe, 4 steps"]
     assert min(f1(captions) for captions in written.values()) > 0.9
-    assert f1(report.most_frequent(test, train, annotated)) < 0.5
-    assert f1(report.perfect_writer(test, tokenizer)) == 1
+    assert f1(arms.most_frequent(test, train, annotated)) < 0.5
+    assert f1(arms.perfect_writer(test, tokenizer)) == 1
 
 
 def test_a_probe_of_too_much_data_is_left_out_and_told(toy, monkeypatch, capsys):
     train, test = Episodes(toy, "train"), Episodes(toy, "test")
-    monkeypatch.setattr(report, "LARGE", 8 * 40 * 6 * 4)  # episodes, steps, features, texts + 1
-    assert list(report.probes(test, train, range(8), 4)) == ["probe, present step"]
+    monkeypatch.setattr(arms, "LARGE", 8 * 40 * 6 * 4)  # episodes, steps, features, texts + 1
+    assert list(arms.probes(test, train, range(8), 4)) == ["probe, present step"]
     assert capsys.readouterr().err == "probe, 4 steps: left out, so much data takes it hours\n"
 
 
@@ -70,7 +70,7 @@ def test_losses_of_the_predictor_are_those_of_the_parallel_pass(toy, tokenizer):
     predictor = Predictor(GPTNeoX(shape), 16, 3)
     torch.nn.init.normal_(predictor.condition.weight)
     test = Episodes(toy, "test")
-    losses = report.predictor_losses(encoder, predictor, test, tokenizer)
+    losses = arms.predictor_losses(encoder, predictor, test, tokenizer)
     assert losses.shape == (4, 3)
 
     rows = []
@@ -96,7 +96,7 @@ def test_losses_of_the_predictor_are_those_of_the_parallel_pass(toy, tokenizer):
 
 def test_the_interval_of_a_mean_is_students():
     # scipy.stats.t.interval(0.95, 2, 2, scipy.stats.sem([1, 2, 3])) is 2 +- 2.484
-    assert abs(report.interval([1.0, 2.0, 3.0]) - 2.484) < 0.01
+    assert abs(intervals.interval([1.0, 2.0, 3.0]) - 2.484) < 0.01
 
 
 def test_the_bootstrap_interval_is_as_wide_as_the_standard_error_says():
@@ -105,7 +105,16 @@ def test_the_bootstrap_interval_is_as_wide_as_the_standard_error_says():
     right = rng.random(400) < 0.7
     true = [[Caption(5, 6, "walk")] for _ in right]
     written = [[Caption(5, 6, "walk" if hit else "turn left")] for hit in right]
-    low, high = report.bootstrap(true, written)
+    low, high = intervals.bootstrap(true, written)
     share = right.mean()
     error = (share * (1 - share) / len(right)) ** 0.5
     assert abs((high - low) / (2 * 1.96 * error) - 1) < 0.1 and low < share < high
+
+
+def test_texts_that_were_annotated_and_texts_that_never_were_are_told_apart():
+    true = [[Caption(1, 2, "see red"), Caption(5, 6, "see blue"), Caption(9, 10, "take red")]]
+    written = [[Caption(1, 2, "see red"), Caption(5, 6, "see red"), Caption(9, 10, "take red")]]
+    found = report.all_scores(true, written, said={"see red"})
+    assert found["annotated"] == (2 / 3, 1) and found["never"] == (2 / 3, 2)
+    assert found["first_words"] == {"see": (0.5, 2), "take": (1.0, 1)}
+    assert found["f1"] == 2 / 3
