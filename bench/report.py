@@ -7,8 +7,9 @@ How good the captions of runs are on their test episodes, with controls and base
 A written caption is right if a true one of the same text starts within 3 steps, one to one; exact:
 at the same step; words: the share of words that pairs in order have in common (data.score). F1 is
 told apart for texts that were annotated and texts that never were; by caption, or by first word
-where there are more than 40. The controls give the encoder another episode's observations (shuffled), or none (zeroed). The probes
-are logistic regressions of the annotated episodes, tuned on val (bench/probe.py).
+where there are more than 40. The controls give the encoder another episode's observations
+(shuffled), or none (zeroed). The probes are logistic regressions of the annotated episodes, tuned
+on val (bench/probe.py).
 """
 
 from configurator import run
@@ -87,34 +88,39 @@ def f1_of(true, written, kept):
 
 
 def show(scores, losses):
-    encoder = scores["encoder"]
-    total, never = encoder["annotated"][1] + encoder["never"][1], encoder["never"][1]
-    columns = "F1  exact  words  annotated  never  precision  recall  95 % of F1"
-    print(f"{f'{total} captions of test':24}    {columns}")
-    for arm, row in scores.items():
-        cells = f"{row['f1']:5.3f}  {row['f1_exact']:5.3f}  {row['word_f1']:5.3f}"
-        cells += f"  {row['annotated'][0]:9.3f}  " + (
-            f"{row['never'][0]:5.3f}" if never else "    -"
-        )
-        cells += f"  {row['precision']:9.3f}  {row['recall']:6.3f}"
-        print(f"{arm:24} {cells}  " + "{:.2f} .. {:.2f}".format(*row["bootstrap"]))
-    print(
-        f"annotated, never: F1 where the text was annotated, and where not, as in {never} captions"
-    )
-    columns = [arm for arm in ("encoder", "reader alone", "perfect writer") if arm in scores]
-    key, title = (
-        ("texts", "caption") if len(encoder["texts"]) <= 40 else ("first_words", "first word")
-    )
-    print(f"\n{f'F1 by {title}':24} count" + "".join(f"  {arm:>14}" for arm in columns))
-    for text, (_, count) in encoder[key].items():
-        cells = [f"  {scores[arm][key][text][0]:14.2f}" for arm in columns]
-        print(f"{text:24} {count:5}" + "".join(cells))
+    show_arms(scores)
+    show_texts(scores)
     if losses:
         offsets = "".join(f"  j={j + 1:<3}" for j in range(len(losses["true"][0])))
         print(f"\n{'predictor, loss in nats':24} hidden    {offsets}")
     for k, kind in enumerate(("silence", "first of a caption", "the rest", "all but silence")):
         for name, rows in losses.items():
             print(f"{kind:24} {name:9} " + "".join(f" {x:6.3f}" for x in rows[k]))
+
+
+def show_arms(scores):
+    annotated, never = (scores["encoder"][key][1] for key in ("annotated", "never"))
+    columns = "F1  exact  words  annotated  never  precision  recall  95 % of F1"
+    print(f"{f'{annotated + never} captions of test':24}    {columns}")
+    for arm, row in scores.items():
+        of_never = f"{row['never'][0]:5.3f}" if never else "    -"
+        cells = f"{row['f1']:5.3f}  {row['f1_exact']:5.3f}  {row['word_f1']:5.3f}"
+        cells += f"  {row['annotated'][0]:9.3f}  {of_never}"
+        cells += f"  {row['precision']:9.3f}  {row['recall']:6.3f}"
+        print(f"{arm:24} {cells}  " + "{:.2f} .. {:.2f}".format(*row["bootstrap"]))
+    texts = f"F1 of texts that were annotated, and of {never} captions whose text never was"
+    print(f"annotated, never: {texts}")
+
+
+def show_texts(scores):
+    arms = [arm for arm in ("encoder", "reader alone", "perfect writer") if arm in scores]
+    few = len(scores["encoder"]["texts"]) <= 40
+    key = "texts" if few else "first_words"
+    title = "F1 by caption" if few else "F1 by first word"
+    print(f"\n{title:24} count" + "".join(f"  {arm:>14}" for arm in arms))
+    for text, (_, count) in scores["encoder"][key].items():
+        cells = [f"  {scores[arm][key][text][0]:14.2f}" for arm in arms]
+        print(f"{text:24} {count:5}" + "".join(cells))
 
 
 def show_many(reports):
