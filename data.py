@@ -315,10 +315,8 @@ class Episodes:
     def __init__(self, folder, split):
         self.folder, self.meta = Path(folder), read_meta(folder)
         self.index, self.records = [], []  # index: (shard, first row, rows) of each episode
-        for n, path in enumerate(sorted(self.folder.glob(f"{split}-?????.safetensors"))):
-            if path != shards.shard_path(folder, split, n):
-                raise ValueError(f"{shards.shard_path(folder, split, n)} is missing")
-            shard = shards.Shard(path, self.meta["obs_dim"], self.meta["dtype"])
+        for path in shards.split_paths(folder, split, self.meta):
+            shard = shards.Shard(path, self.meta)
             firsts, steps = shard.offsets.tolist(), shard.offsets.diff().tolist()
             self.index += [(shard, first, n) for first, n in zip(firsts, steps, strict=False)]
             for line, (record, n) in enumerate(zip(shard.records(), steps, strict=True), 1):
@@ -334,9 +332,10 @@ class Episodes:
         return len(self.index)
 
     def identity(self):
-        """A number that changes with all that the data set holds but the observations."""
+        """A number that changes with all that the data set holds, but pictures."""
         rows = [(shard.path.name, first, n) for shard, first, n in self.index]
-        about = self.meta["obs_dim"], self.meta["dtype"], rows, self.records
+        sums = [shard.sum() for shard in dict.fromkeys(shard for shard, *_ in self.index)]
+        about = self.meta["obs_dim"], self.meta["dtype"], rows, sums, self.records
         return zlib.crc32(json.dumps([*about, *read_text(self.folder)]).encode())
 
     def steps(self, i):

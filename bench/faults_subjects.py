@@ -27,6 +27,7 @@ from encoder import Encoder, Features
 from model import Config, GPTNeoX
 from runtime.files import read_json
 from runtime.pretrained import BYTE
+from runtime.shards import write_meta
 from scripts import check, pack, show
 
 SMALL = """--n_embd=16 --n_layer=1 --n_head=2 --T=16 --K=2 --batch_size=4 --n_annotated=6
@@ -56,6 +57,7 @@ def make_set(folder):
     pictures = np.zeros((9, 4, 4, 3), np.uint8)
     episode = Episode("seen", np.ones((9, 6), np.float32), [], "all", pictures)
     write_shard(folder / "set", "val", 1, [episode])
+    write_meta(folder / "set", **read_json(folder / "set/meta.json"))
 
 
 def use_set(folder, broken):

@@ -25,7 +25,7 @@ from tqdm import tqdm
 from data import Episode, Episodes, read_text, write_shard, write_text
 from domains.crafter_play import PER_SHARD, observe
 from domains.crafter_player import Player, World, constants
-from runtime.files import save_tensors
+from runtime.files import alone, save_tensors
 from runtime.program import workers
 from runtime.shards import read_meta, shard_path, write_meta
 
@@ -170,12 +170,14 @@ def main():
         raise ValueError(f"--out={out} is the data set that is read: choose another")
     meta = read_meta(data)
     model = the_policy(meta["obs_dim"])
-    for split in meta["splits"]:
-        if shard_path(data, split, 0).exists():  # fresh worlds are a test split alone
-            write_split(Episodes(data, split), split, model)
-    meta |= dict(obs_dim=WIDTH, dtype="float32", source=f"{meta['source']}, latents of its clone")
-    write_text(out, read_text(data))
-    write_meta(out, **meta)
+    with alone(out):
+        for split in meta["splits"]:
+            if shard_path(data, split, 0).exists():  # fresh worlds are a test split alone
+                write_split(Episodes(data, split), split, model)
+        meta |= dict(obs_dim=WIDTH, dtype="float32")
+        meta["source"] += ", latents of its clone"
+        write_text(out, read_text(data))
+        write_meta(out, **meta)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,6 @@ there is kept, so an interrupted run goes on.
 """
 
 from configurator import check_range, configure, run
-import json
 from pathlib import Path
 
 import numpy as np

@@ -17,6 +17,7 @@ import numpy as np
 
 from data import Episode, write_shard
 from domains.nethack_play import tell
+from runtime.files import alone, check_empty
 from runtime.shards import write_meta
 
 recordings = "nle_data"  # folder of folders with ttyrec files and an xlogfile
@@ -71,6 +72,13 @@ def recorded():
 def main():
     configure(globals())
     check_range(globals(), 1, "games steps")
+    check_empty(out)
+    with alone(out):
+        make()
+
+
+def make():
+    """The data set of all games. Raises ValueError where they are too few."""
     made = Counter()
     for n, episode in enumerate(recorded()):
         split = {0: "test", 1: "val"}.get(n % 10, "train")

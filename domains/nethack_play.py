@@ -27,6 +27,7 @@ from domains import nethack_game as glyphs
 from domains.crafter_play import PER_SHARD, missing, write_plan
 from domains.nethack_game import Game, nethack, table
 from domains.nethack_player import Player
+from runtime.files import alone
 from runtime.program import workers
 from runtime.shards import write_meta
 
@@ -176,27 +177,28 @@ def make(out, train=400, val=50, test=50, steps=200, first_seed=0, processes=0):
     Raises ValueError where the folder was made with other settings.
     """
     counts = dict(train=train, val=val, test=test)
-    write_plan(Path(out), counts | dict(steps=steps, first_seed=first_seed))
-    jobs, seed, began = [], first_seed, time.time()
-    for split, count in counts.items():
-        for index, seeds, _ in missing(out, split, seed, count):
-            jobs.append((out, split, index, seeds, steps))
-        seed += count
-    with workers(processes) as pool:
-        made = pool.imap_unordered(make_shard, jobs)
-        title = f"playing NetHack, {PER_SHARD} games each"
-        games = sum(tqdm(made, total=len(jobs), desc=title))
-    if games:
-        print(f"{games} games, {(time.time() - began) / games:.2f} seconds each")
-    write_meta(
-        out,
-        obs_dim=len(play(first_seed, 1).obs[0]),
-        dtype="float16",
-        steps_per_second=None,
-        source="NetHack (nle), scripted player",
-        licence="NetHack General Public License",
-        splits=list(counts),
-    )
+    with alone(out, wait=True):
+        write_plan(Path(out), counts | dict(steps=steps, first_seed=first_seed))
+        jobs, seed, began = [], first_seed, time.time()
+        for split, count in counts.items():
+            for index, seeds, _ in missing(out, split, seed, count):
+                jobs.append((out, split, index, seeds, steps))
+            seed += count
+        with workers(processes) as pool:
+            made = pool.imap_unordered(make_shard, jobs)
+            title = f"playing NetHack, {PER_SHARD} games each"
+            games = sum(tqdm(made, total=len(jobs), desc=title))
+        if games:
+            print(f"{games} games, {(time.time() - began) / games:.2f} seconds each")
+        write_meta(
+            out,
+            obs_dim=len(play(first_seed, 1).obs[0]),
+            dtype="float16",
+            steps_per_second=None,
+            source="NetHack (nle), scripted player",
+            licence="NetHack General Public License",
+            splits=list(counts),
+        )
 
 
 def main():

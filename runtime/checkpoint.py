@@ -14,7 +14,6 @@ import math
 import os
 import re
 import shutil
-import zlib
 from itertools import chain
 from pathlib import Path
 
@@ -23,7 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from runtime.distributed import RANK, WORLD, broadcast, full_tensor, gathered, local_part, print0
-from runtime.files import flush, lock, parse_json, read_json, replace, write_json
+from runtime.files import checksum, flush, lock, parse_json, read_json, replace, write_json
 
 KEEP = 2
 
@@ -243,11 +242,7 @@ def checksums(folder):
     for path in sorted(Path(folder).rglob("*")):
         if not path.is_file() or path.name in ("checksums.json", ".DS_Store"):
             continue
-        crc = 0
-        with open(path, "rb") as file:
-            while block := file.read(1 << 20):
-                crc = zlib.crc32(block, crc)
-        sums[path.relative_to(folder).as_posix()] = [path.stat().st_size, crc]
+        sums[path.relative_to(folder).as_posix()] = [path.stat().st_size, checksum(path)]
     return sums
 
 

@@ -8,6 +8,8 @@ import json
 import os
 import re
 import sys
+import time
+import zlib
 from itertools import chain
 from pathlib import Path
 
@@ -19,6 +21,8 @@ os.umask(UMASK)  # it can only be read by being set
 
 FULL = errno.ENOSPC, errno.EDQUOT
 UNFINISHED = r"\..+\.\d+\.new|\.tmp\w{6}"  # files of replace(), and of safetensors within it
+
+IDLE = 3600  # seconds for which a file that is being written never stays as it is
 
 
 def flush(path):
@@ -65,7 +69,7 @@ def lock(folder, wait=False):
     """Makes a folder, and it this process's alone. Returns the open file that keeps it so.
 
     What a killed process left unfinished there is removed. Raises ValueError where another process
-    has it, unless that is to be waited for.
+    has it, unless that is to be waited for: then others may write there without it as well.
     """
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
@@ -83,9 +87,10 @@ def lock(folder, wait=False):
         one = "see that no other program writes there"
         print(f"warning: {folder} cannot be locked ({error}): {one}", file=sys.stderr)
         return descriptor
+    before = time.time() - (IDLE if wait else 0)
     for path in Path(folder).iterdir():
-        if re.fullmatch(UNFINISHED, path.name) and path.is_file():
-            path.unlink()
+        if re.fullmatch(UNFINISHED, path.name) and path.stat().st_mtime <= before:
+            path.unlink(missing_ok=True)
     return descriptor
 
 
@@ -97,6 +102,21 @@ def alone(folder, wait=False):
         yield
     finally:
         os.close(descriptor)
+
+
+def check_empty(folder):
+    """Raises ValueError where something is in a folder that is to be written, but its lock."""
+    if Path(folder).exists() and (Path(folder).is_file() or {*os.listdir(folder)} - {".lock"}):
+        raise ValueError(f"{folder}: something is there; remove it, or choose another --out")
+
+
+def checksum(path):
+    """CRC-32 of a file's bytes."""
+    crc = 0
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            crc = zlib.crc32(block, crc)
+    return crc
 
 
 def tensors_of(module):

@@ -1,7 +1,8 @@
 """
 Rows of numbers on disk, with a JSON record for each run of rows. Whatever is read is checked.
 
-    meta.json                          format, width and dtype of rows, splits; written last
+    meta.json                          format, width and dtype of rows, splits; parts, what each
+                                       shard holds, so that none of another set passes; written last
     train-00000.safetensors            rows (N, D); offsets (E+1,) of the runs; crc (N,) of each row
     train-00000.jsonl                  E records, a line each, with crc (none: edited by hand)
     train-00000-pictures.safetensors   optional, larger things by name
@@ -9,6 +10,8 @@ Rows of numbers on disk, with a JSON record for each run of rows. Whatever is re
 
 import contextlib
 import json
+import os
+import re
 import zlib
 from pathlib import Path
 
@@ -20,6 +23,7 @@ from runtime.files import parse_json, read_json, regular_file, replace, save_ten
 
 FORMAT = 1
 SPLITS = "train", "val", "test"
+PART = r"(train|val|test)-\d{5}\.safetensors"
 DTYPES = {"U8": "uint8", "F16": "float16", "BF16": "bfloat16", "F32": "float32"}
 CHUNK = 16384  # rows checked at a time
 ABSURD = 1e6  # times the size that a feature has in half of the rows, and at least this
@@ -27,7 +31,8 @@ ABSURD = 1e6  # times the size that a feature has in half of the rows, and at le
 
 def write_meta(folder, **meta):
     """meta.json, written last: a folder without it is not yet a data set."""
-    write_json(dict(format=FORMAT) | meta, Path(folder) / "meta.json")
+    parts = {path.name: Shard(path).mark for path in shard_paths(folder)}
+    write_json(dict(format=FORMAT) | meta | dict(parts=parts), Path(folder) / "meta.json")
 
 
 def read_meta(folder):
@@ -36,12 +41,13 @@ def read_meta(folder):
         raise ValueError(f"{folder}: no such data set; python -m scripts.pack makes one")
     path = Path(folder) / "meta.json"
     meta = read_json(path)
-    splits, rate = meta.get("splits"), meta.get("steps_per_second")
+    splits, rate, parts = meta.get("splits"), meta.get("steps_per_second"), meta.get("parts", {})
     for key, right in dict(
         format=meta.get("format") == FORMAT,
         obs_dim=type(meta.get("obs_dim")) is int,
         dtype=meta.get("dtype") in list(DTYPES.values()),
-        splits=isinstance(splits, list) and all(isinstance(split, str) for split in splits),
+        splits=isinstance(splits, list) and all(split in SPLITS for split in splits),
+        parts=isinstance(parts, dict) and all(re.fullmatch(PART, name) for name in parts),
         steps_per_second=rate is None or (type(rate) in (int, float) and 0 < rate <= 1e6),
     ).items():
         if not right:
@@ -56,6 +62,16 @@ def shard_path(folder, split, index):
 def shard_paths(folder, ending="safetensors"):
     """The shards in a folder, and no other file that happens to be there."""
     return sorted(path for x in SPLITS for path in Path(folder).glob(f"{x}-?????.{ending}"))
+
+
+def split_paths(folder, split, meta):
+    """The shards of a split, in order. Raises ValueError where one is missing."""
+    paths = [path for path in shard_paths(folder) if path.name.startswith(f"{split}-")]
+    wanted = {shard_path(folder, split, n).name for n in range(len(paths))}
+    wanted |= {name for name in meta.get("parts", {}) if name.startswith(f"{split}-")}
+    for name in sorted(wanted - {path.name for path in paths}):
+        raise ValueError(f"{Path(folder, name)} is missing")
+    return paths
 
 
 def pictures_path(path):
@@ -90,8 +106,14 @@ def write(path, runs, records, pictures):
     rows = torch.cat(runs).contiguous()
     offsets = torch.tensor([0] + [len(run) for run in runs]).cumsum(0)
     crc = torch.from_numpy(checksums(rows).numpy().astype(np.uint32))
-    index = json.dumps(dict(format=FORMAT, offsets=int(checksums(offsets[None])[0])))
-    save_tensors(dict(obs=rows, offsets=offsets, crc=crc), path, {"index": index})
+    index = dict(format=FORMAT, offsets=int(checksums(offsets[None])[0]))
+    index |= dict(rows=zlib.crc32(crc.numpy()), lines=lines_sum(lines.encode().splitlines()))
+    tensors = dict(obs=rows, offsets=offsets, crc=crc)
+    save_tensors(tensors, path, {"index": json.dumps(index)})
+
+
+def lines_sum(lines):
+    return zlib.crc32(b"\n".join(lines))
 
 
 def write_line(record):
@@ -130,8 +152,10 @@ def open_tensors(path, key):
 class Shard:
     """One shard, mapped: rows are copied and checked as they are read. Raises ValueError."""
 
-    def __init__(self, path, width=None, dtype=None):
-        """width, dtype: what rows are to be; None: whatever they are."""
+    def __init__(self, path, meta=None):
+        """meta: of the data set that it is to be a part of; None: of any."""
+        meta = meta or {}
+        width, dtype, parts = meta.get("obs_dim"), meta.get("dtype"), meta.get("parts")
         self.path = path
         with open_tensors(path, "index") as (self.file, index):
             self.offsets = self.file.get_tensor("offsets").clone()
@@ -147,14 +171,25 @@ class Shard:
             raise ValueError(f"{path}: format {index['format']}, {FORMAT} is read here")
         if len(shape) != 2 or width not in (None, shape[1]) or dtype not in (None, stored):
             raise ValueError(f"{path}: obs is {shape} {stored}, meta.json has [{width}] {dtype}")
-        self.width = shape[1]
+        self.width, self.lines, self.stat = shape[1], index.get("lines"), os.stat(path)
         ends = self.offsets.tolist()
         rising = ends == sorted(ends) and [*ends[:1], *ends[-1:]] == [0, shape[0]]
         if not rising or index.get("offsets", crc) != crc:
             raise ValueError(f"{path}: offsets must rise from 0 to {shape[0]}; make it again")
+        self.mark = zlib.crc32(json.dumps(index).encode()) if "rows" in index else None
+        if parts and (path.name not in parts or self.mark not in (None, parts[path.name])):
+            raise ValueError(f"{path}: of another data set than meta.json; make it again")
+
+    def sum(self):
+        """A number that changes with the rows; None where they have no checksums."""
+        return None if self.crc is None else zlib.crc32(self.crc[:].numpy())
 
     def read(self, start, stop):
         """Rows start .. stop (n, D), and which are not as written, or not finite, (n,) bool."""
+        with contextlib.suppress(FileNotFoundError):  # what is mapped stays where it is replaced
+            now = os.stat(self.path)
+            if now.st_ino == self.stat.st_ino and now.st_size < self.stat.st_size:
+                raise ValueError(f"{self.path}: cut off since it was opened; make it again")
         rows = self.rows[start:stop].clone()
         broken = torch.zeros(len(rows), dtype=torch.bool)
         if self.crc is not None:
@@ -167,7 +202,12 @@ class Shard:
         lines = path.read_bytes().splitlines()
         if len(lines) != len(self.offsets) - 1:
             raise ValueError(f"{path}: {len(lines)} lines for {len(self.offsets) - 1} episodes")
-        return [read_line(line) for line in lines]
+        records = [read_line(line) for line in lines]
+        by_hand = not all(b', "crc"' in line for line in lines)
+        whole = not by_hand and all(isinstance(record, dict) for record in records)
+        if whole and self.lines not in (None, lines_sum(lines)):
+            raise ValueError(f"{path}: captions of another data set; make it again")
+        return records
 
     def pictures(self, name):
         """(N, h, w, 3) uint8 of that name, or None where none were kept."""
@@ -228,14 +268,15 @@ def read_run(shard, n, record, record_faults, faults, warnings):
         shard.pictures(name)  # raises where they are not as written
 
 
-def read_shard(path, record_faults, width=None, dtype=None):
+def read_shard(path, record_faults, meta=None):
     """Reads all of a shard: its faults, and warnings, a line each.
 
+    meta: of the data set that it is to be a part of.
     record_faults(record, rows): what is wrong with the record of a run of so many rows.
     """
     faults, warnings = [], []
     try:
-        shard = Shard(path, width, dtype)
+        shard = Shard(path, meta)
         for n, record in enumerate(shard.records()):
             read_run(shard, n, record, record_faults, faults, warnings)
     except ValueError as error:

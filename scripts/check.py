@@ -8,6 +8,7 @@ from configurator import docstring, run
 import functools
 import os
 import sys
+from pathlib import Path
 
 from tqdm import tqdm
 
@@ -29,16 +30,18 @@ def check(folder):
     faults = [
         f"{folder}: meta.json names the split {split}, but {path.name} is missing"
         for split, path in first_paths.items()
-        if not path.exists() and not path.with_suffix(".jsonl").exists()
+        if not path.exists()
+        and not path.with_suffix(".jsonl").exists()
+        and path.name not in meta.get("parts", {})
     ]
     texts = shard_paths(folder, "jsonl")  # a text without its shard is a fault as well
     paths = {*shard_paths(folder), *(path.with_suffix(".safetensors") for path in texts)}
+    paths |= {Path(folder, name) for name in meta.get("parts", {})}
     paths = sorted(paths)
     sizes = [path.stat().st_size if path.exists() else 0 for path in paths]
     many = sum(sizes) > FEW_BYTES
     each = workers(min(os.cpu_count(), len(paths))).imap if many else map
-    wanted = dict(width=meta["obs_dim"], dtype=meta["dtype"])
-    read = functools.partial(read_shard, record_faults=record_faults, **wanted)
+    read = functools.partial(read_shard, record_faults=record_faults, meta=meta)
     results = each(read, paths)
     warnings = []
     with tqdm(total=sum(sizes), unit="B", unit_scale=True, desc="checking", disable=None) as bar:

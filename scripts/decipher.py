@@ -28,11 +28,11 @@ import itertools
 import math
 import sys
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 
 from data import Caption, Episode, Episodes, choose_annotated, write_shard
+from runtime.files import alone, check_empty
 from runtime.shards import read_meta, write_meta
 from scripts.captions import read_text
 
@@ -317,8 +317,7 @@ def main():
             raise ValueError(f"--{name} is needed; python -m scripts.decipher --help")
     check_range(globals(), 0, "n_annotated")
     check_range(globals(), 0, "seed", most=2**63 - 1)
-    if Path(out).is_file() or Path(out).is_dir() and any(Path(out).iterdir()):
-        raise ValueError(f"{out}: something is there; remove it, or choose another --out")
+    check_empty(out)
     meta, train = read_meta(data), Episodes(data, "train")
     said = read_text(text, meta["steps_per_second"] or 0)
     annotated = choose_annotated(train, n_annotated, seed)
@@ -329,10 +328,10 @@ def main():
     count = sum(map(len, new.values()))
     if not count:
         raise ValueError(f"{text}: no caption could be matched with an event of {data}")
-    Path(out).mkdir(parents=True, exist_ok=True)
-    for split in meta["splits"]:
-        rewrite(Episodes(data, split), new if split == "train" else {}, split)
-    write_meta(out, **{name: value for name, value in meta.items() if name != "format"})
+    with alone(out):
+        for split in meta["splits"]:
+            rewrite(Episodes(data, split), new if split == "train" else {}, split)
+        write_meta(out, **meta)
     print(f"{out}: {count} captions in {len(new)} training episodes; {len(annotated)} keep theirs")
 
 

@@ -32,10 +32,13 @@ the same call without it joins them: it packs what is missing, and writes meta.j
 """
 
 from configurator import check_range, configure, run
+import functools
 import hashlib
+import itertools
 import json
 import os
 import re
+import shutil
 import sys
 from datetime import datetime
 from pathlib import Path
@@ -43,11 +46,18 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from data import Episode, record_faults, write_shard, write_text
+from data import TEXT, Episode, record_faults, write_shard, write_text
 from runtime.distributed import note_of, portion
-from runtime.files import read_json, replace, write_json
+from runtime.files import alone, checksum, read_json, regular_file, replace, write_json
 from runtime.patterns import listed
-from runtime.shards import SPLITS, read_shard, shard_path, shard_paths, write_meta
+from runtime.shards import (
+    SPLITS,
+    pictures_path,
+    read_shard,
+    shard_path,
+    shard_paths,
+    write_meta,
+)
 from scripts.captions import read_all_captions, read_text
 from scripts.oddities import alike, at_most, views
 from scripts.recordings import (
@@ -75,6 +85,8 @@ licence = ""  # what may be done with them, for meta.json
 part = ""  # '3/64': the third of 64 parts alone; '': all, and what parts have packed
 
 SHARD = 256 * 2**20  # bytes of observations in a shard
+NEW = ".packing"  # folder in which a data set grows before it takes the old one's place
+BESIDE = TEXT, "features.txt"
 
 
 def groups_of(names, annotated):
@@ -83,12 +95,13 @@ def groups_of(names, annotated):
     files = {name.partition("/")[0] for name in annotated}
     pattern = group or ("[^/]+" if len(files) > 2 else ".+")
     found = {name: re.search(pattern, name) for name in names}
+    found = {name: of and of[min(of.re.groups, 1)] for name, of in found.items()}
     for name in [name for name in names if not found[name]]:
         raise ValueError(f"--group={group}: nothing found in the name {name!r}")
     if not group and len(files) < 3 <= len(annotated):
         hint = "--group=.. keeps those together that belong together"
         print(f"warning: arrays of one file are in train, val and test; {hint}", file=sys.stderr)
-    return {name: of[min(of.re.groups, 1)] for name, of in found.items()}
+    return found
 
 
 def held_out(by_person, annotated, groups):
@@ -132,16 +145,19 @@ def plan(recordings, splits, room):
 
 
 def fingerprint(recordings, texts, dtype, kept):
-    """Changes when a shard's files, captions or settings do."""
+    """Changes when what a shard's files hold, its captions or settings do."""
     about = [annotated, dtype] + [kept] * bool(drop)
     for recording in recordings:
-        stat = os.stat(recording.path)
         about += [recording.id, os.path.abspath(recording.path), recording.name]
-        about += [stat.st_size, stat.st_mtime_ns, texts.get(recording.id)]
+        about += [sum_of(recording.path), texts.get(recording.id)]
         if recording.pictures().exists():
-            stat = os.stat(recording.pictures())
-            about += [stat.st_size, stat.st_mtime_ns]
+            about.append(sum_of(recording.pictures()))
     return hashlib.sha256(json.dumps(about).encode()).hexdigest()
+
+
+@functools.lru_cache(1)  # arrays of a file come one after another
+def sum_of(path):
+    return os.path.getsize(path), checksum(regular_file(path))
 
 
 def read_old(path):
@@ -164,15 +180,18 @@ def read_records(folder):
     return packed
 
 
-def find_intact(folder, wanted, meta):
-    """Of the wanted {path: fingerprint}, {name: fingerprint} of those packed before and intact."""
-    packed = read_records(folder)
-    return {
-        path.name: key
-        for path, key in tqdm(wanted.items(), desc="checking", leave=False, disable=None)
-        if packed.get(path.name) == key
-        and not read_shard(path, record_faults, meta["obs_dim"], meta["dtype"])[0]
-    }
+def check_folder(folder):
+    """Raises ValueError where it is no place for a data set that is packed."""
+    read_records(folder)
+    for path in filter(Path.is_dir, folder.glob("*-?????.*")):
+        raise ValueError(f"{path} is a folder: remove it")
+    if part and (folder / "meta.json").exists():
+        raise ValueError(f"{folder}: no part replaces a data set; choose another --out")
+
+
+def is_intact(path, meta):
+    about = {name: meta[name] for name in ("obs_dim", "dtype")}
+    return not read_shard(path, record_faults, about)[0]
 
 
 def tell_replaced(folder, old):
@@ -212,54 +231,64 @@ def warn(seen, lost):
 
 
 def pack(folder, shards, texts, meta, kept):
-    """Makes the data set consist of these shards. Those packed before and intact stay as they are.
-    A part makes its own, and no data set.
+    """Makes the data set consist of these shards, and of what else is in its folder NEW. Those
+    packed before and intact stay as they are. Until the others are whole so does the old data set.
+    A part makes its own where they belong, and no data set.
 
     shards: {(split, index): its recordings}; texts: {episode id: captions}; meta: of meta.json;
     kept: numbers of the features that it has.
     """
-    dtype = meta["dtype"]
-    paths = {shard: shard_path(folder, *shard) for shard in portion([*shards], part)}
-    wanted = {paths[shard]: fingerprint(shards[shard], texts, dtype, kept) for shard in paths}
-    packed = find_intact(folder, wanted, meta)
-    missing = [shard for shard, path in paths.items() if path.name not in packed]
-    surplus = set() if part else set(shard_paths(folder)) - wanted.keys()
-    record = folder / note_of("packed.json", part)
-
-    # what cannot be packed raises here, while an old data set is still whole
-    old = read_old(folder / "meta.json")
-    if part and old and missing:
-        raise ValueError(f"{folder}: no part replaces a data set; choose another --out")
-    for path in filter(Path.is_dir, folder.glob("*-?????.*")):
-        raise ValueError(f"{path} is a folder: remove it")
-    for shard in tqdm(missing if old else [], "reading", leave=False, unit="shard", disable=None):
-        for recording in shards[shard]:
-            load(recording, dtype, kept)
-
-    if old and (missing or surplus or any(old.get(key) != meta[key] for key in meta)):
-        tell_replaced(folder, old)
-
-    # from here on it is no data set, and an interrupted call does not trust the shards it replaces
-    if missing or surplus:
-        (folder / "meta.json").unlink(missing_ok=True)
-    write_json(packed, record)
-    for path in [] if part else folder.glob("packed-*.json"):
-        path.unlink()
-    seen, lost = {}, []
-    for shard in tqdm(missing, desc="packing", unit="shard", disable=None):
+    dtype, new = meta["dtype"], folder if part else folder / NEW
+    there, record = read_records(folder), new / note_of("packed.json", part)
+    begun = {} if part else read_old(record)  # by a call that was stopped
+    staying, coming, seen, lost = {}, {}, {}, []
+    for shard in tqdm(portion([*shards], part), desc="packing", unit="shard", disable=None):
+        name = shard_path("", *shard).name
+        key = fingerprint(shards[shard], texts, dtype, kept)
+        if there.get(name) == key and is_intact(folder / name, meta):
+            staying[name] = key
+            continue
+        coming[name] = key
+        if begun.get(name) == key and is_intact(new / name, meta):
+            continue
         episodes = [make_episode(recording, texts, dtype, kept) for recording in shards[shard]]
         for episode, recording in zip(episodes, shards[shard], strict=True):
             look_at(episode, recording, kept, seen, lost)
-        write_shard(folder, *shard, episodes)
-        packed[paths[shard].name] = wanted[paths[shard]]
-        write_json(packed, record)
-    for path in surplus:
-        path.unlink()
-        for beside in path.with_suffix(".jsonl"), path.with_stem(f"{path.stem}-pictures"):
-            beside.unlink(missing_ok=True)
-    if not part:
-        write_meta(folder, **meta)
+        write_shard(new, *shard, episodes)
+        begun[name] = key
+        write_json(staying | begun if part else begun, record)
     warn(seen, lost)
+    if part:
+        write_json(staying | begun, record)
+    else:
+        take_place(folder, staying, coming, meta)
+
+
+def take_place(folder, staying, coming, meta):
+    """Replaces a data set by a new one, which is whole on the disk: all that is left is to rename.
+
+    staying, coming: {name: fingerprint} of its shards that are in the folder, and in folder/NEW.
+    """
+    old = read_old(folder / "meta.json")
+    surplus = [path for path in shard_paths(folder) if path.name not in staying]
+    if old and (coming or surplus or any(old.get(key) != meta[key] for key in meta)):
+        tell_replaced(folder, old)
+    if coming or surplus:  # a call that is stopped from here on leaves no data set, but its shards
+        (folder / "meta.json").unlink(missing_ok=True)
+    write_json(staying, folder / "packed.json")
+    for path in [*folder.glob("packed-*.json"), *itertools.chain(*map(files_of, surplus))]:
+        path.unlink(missing_ok=True)
+    parts = itertools.chain(*(files_of(folder / NEW / name) for name in coming))
+    for path in [*parts, *(folder / NEW / name for name in BESIDE)]:
+        if path.exists():
+            os.replace(path, folder / path.name)
+    write_json(staying | coming, folder / "packed.json")
+    write_meta(folder, **meta)
+
+
+def files_of(path):
+    """The files of a shard."""
+    return path, path.with_suffix(".jsonl"), pictures_path(path)
 
 
 def check_settings():
@@ -272,7 +301,7 @@ def check_settings():
     check_range(globals(), 0, "val test", most=0.5)
     try:
         re.compile(group)
-    except re.error as error:
+    except (re.error, OverflowError, RecursionError) as error:
         raise ValueError(f"--group={group}: {error}") from None
 
 
@@ -296,17 +325,21 @@ def make():
     meta = dict(obs_dim=len(kept), dtype=dtype, steps_per_second=fps or None)
     present = [split for split in SPLITS if (split, 0) in shards]
     meta |= dict(source=source, licence=licence, splits=present)
+    said = [read_text(path, fps, frame_rate) for path in listed(text)]
     folder = Path(out)
-    folder.mkdir(parents=True, exist_ok=True)
+    check_folder(folder)
+    sum_of.cache_clear()
     if part:
         pack(folder, shards, texts, meta, kept)
         return print(f"{out}: part {part} is there; the same call without --part joins them")
-    said = [read_text(path, fps, frame_rate) for path in listed(text)]
-    write_text(folder, [of for in_file in said for of in in_file])
-    pack(folder, shards, texts, meta, kept)
-    if names:
-        lines = "".join(f"{names[k]}\n" for k in kept)
-        replace(folder / "features.txt", lambda beside: beside.write_text(lines, encoding="utf-8"))
+    with alone(folder), alone(folder / NEW):
+        write_text(folder / NEW, [of for in_file in said for of in in_file])
+        if names:
+            lines = "".join(f"{names[k]}\n" for k in kept)
+            path = folder / NEW / "features.txt"
+            replace(path, lambda beside: beside.write_text(lines, encoding="utf-8"))
+        pack(folder, shards, texts, meta, kept)
+        shutil.rmtree(folder / NEW)
     steps = sum(recording.steps for recording in recordings)
     count = sum(bool(caption.text) for of in texts.values() for caption in of)
     size = f"{len(recordings)} episodes, {steps:,} steps of {len(kept)} {dtype}"

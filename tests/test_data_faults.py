@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -313,3 +314,82 @@ def test_a_shard_that_is_lost_is_told(toy):
     (toy / "train-00000.safetensors").rename(toy / "elsewhere")
     with pytest.raises(ValueError, match="train-00000.safetensors is missing"):
         Episodes(toy, "train")
+
+
+def other_set(toy, folder):
+    """The toy data set, but for one caption and one observation."""
+    shutil.copytree(toy, folder)
+    episodes = Episodes(toy, "test")
+    obs = episodes.obs(2).clone()
+    obs[3, 3] += 1
+    last = Episode("test-2", obs, [Caption(4, 5, "walk")])
+    same = [Episode(f"test-{n}", episodes.obs(n), episodes.captions(n)) for n in range(2)]
+    write_shard(folder, "test", 0, [*same, last])
+    write_meta(folder, **shards.read_meta(folder))
+    return folder
+
+
+@pytest.mark.parametrize("ending", [".safetensors", ".jsonl", ".*"])
+def test_a_part_of_another_data_set_is_told(toy, tmp_path, capsys, ending):
+    other = other_set(toy, tmp_path / "other")
+    assert check(other) == 0
+    for path in other.glob(f"test-00000{ending}"):
+        shutil.copy(path, toy)
+    capsys.readouterr()
+    assert check(toy) == 1 and "of another data set" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="of another data set"):
+        Episodes(toy, "test")
+
+
+def test_a_last_shard_that_is_lost_or_one_too_many_is_told(toy, capsys):
+    write_shard(toy, "train", 1, [Episode("late", np.zeros((4, 6), np.float32), [])])
+    with pytest.raises(ValueError, match="train-00001.safetensors: of another data set"):
+        Episodes(toy, "train")
+    assert check(toy) == 1
+    write_meta(toy, **shards.read_meta(toy))
+    assert check(toy) == 0
+    for path in toy.glob("train-00001.*"):
+        path.unlink()
+    with pytest.raises(ValueError, match="train-00001.safetensors is missing"):
+        Episodes(toy, "train")
+    assert check(toy) == 1
+
+
+@pytest.mark.parametrize("name", ["../evil/x", "/x", "train/../x", "x", "train\x1b[2J", ["val"]])
+def test_what_is_no_name_of_a_split_is_refused_where_meta_json_is_read(toy, name):
+    meta(splits=["train", name])(toy)
+    with pytest.raises(ValueError, match="meta.json: splits is"):
+        shards.read_meta(toy)
+    meta(splits=["train"], parts={f"{name}-00000.safetensors": 1})(toy)
+    with pytest.raises(ValueError, match="meta.json: parts is"):
+        shards.read_meta(toy)
+
+
+@pytest.mark.parametrize("split", ["/x", "../toy/train", "**/train", "", "tra"])
+def test_a_split_that_is_none_is_one_line(toy, split):
+    with pytest.raises(ValueError, match="meta.json names train, val, test"):
+        Episodes(toy, split)
+
+
+def test_a_shard_cut_off_while_it_is_read_is_told_and_one_replaced_is_read_on(toy):
+    episodes = Episodes(toy, "train")
+    whole, path = episodes.obs(11).clone(), toy / "train-00000.safetensors"
+    content = path.read_bytes()
+    path.with_name("other").write_bytes(content[:4000])
+    os.replace(path.with_name("other"), path)  # another file: what is mapped stays
+    assert torch.equal(episodes.obs(11), whole)
+    path.write_bytes(content)
+    episodes = Episodes(toy, "train")
+    os.truncate(path, 4000)
+    with pytest.raises(ValueError, match="train-00000.safetensors: cut off since it was opened"):
+        episodes.obs(11)
+
+
+def test_the_identity_changes_with_one_observation_and_with_nothing_else(toy, tmp_path):
+    other = other_set(toy, tmp_path / "other")
+    same = [Episodes(folder, "train").identity() for folder in (toy, other)]
+    assert same[0] == same[1]
+    path = other / "train-00000.jsonl"
+    obs(3.5)(other)
+    assert Episodes(other, "train").identity() != same[0]
+    assert path.read_text() == (toy / "train-00000.jsonl").read_text()

@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 import torch
 from conftest import program, toy_episode
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from data import Caption, Episodes, read_text, write_shard
 from runtime import shards
+from runtime.files import alone
 from runtime.shards import write_meta
 from scripts import check, pack, show
 from scripts.captions import read_caption
@@ -180,7 +182,7 @@ def test_a_csv_line_with_the_episode_alone_says_that_nothing_happens_in_it(folde
 
 
 def contents(folder):
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name[0] != "."}
 
 
 def test_a_file_that_cannot_be_packed_leaves_the_data_set_as_it_was(folder, packed, monkeypatch):
@@ -273,7 +275,8 @@ def test_a_stopped_call_goes_on_and_gives_the_same(folder, packed, monkeypatch):
     monkeypatch.setattr(pack, "write_shard", interrupted)
     with pytest.raises(KeyboardInterrupt):
         packed()
-    assert not (folder / "mine/meta.json").exists()  # neither the old data set nor yet the new one
+    assert check.check(folder / "mine") == 0  # still the old data set, whole
+    assert contents(folder / "mine") == {x: y for x, y in whole.items() if x[0] != "."}
 
 
 @pytest.fixture
@@ -692,3 +695,93 @@ def test_captions_in_a_file_an_episode_are_packed_by_a_pattern(folder, packed):
     assert said == [["beep"]] * 3 + [[], ["say 4, twice"], ["say 5, twice"]]
     assert found["ep3"][3] == "all"  # nothing happens in it
     assert "nowhere.eaf is missing" in refused(packed, captions="nowhere.eaf", fps=10.0)
+
+
+def edit_captions(folder, old, new):
+    path = folder / "captions.csv"
+    path.write_text(path.read_text().replace(old, new))
+
+
+@pytest.mark.parametrize("renamed", [0, 2, 5])
+def test_a_call_that_ends_while_it_renames_is_mended_by_the_next(
+    folder, packed, monkeypatch, renamed
+):
+    monkeypatch.setattr(pack, "SHARD", 30 * 4 * 4 * 2)  # two episodes a shard
+    packed()
+    edit_captions(folder, "say", "shout")
+    replace, done = os.replace, []
+
+    def interrupted(source, target):
+        if pack.NEW in str(source) and str(target).startswith(str(folder / "mine/t")):
+            if len(done) == renamed:
+                raise KeyboardInterrupt
+            done.append(target)
+        replace(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            packed()
+    assert check.check(folder / "mine") == 1  # told, not half one and half the other
+    found = packed()
+    assert {c.text[:5] for _, _, captions, _ in found.values() for c in captions} == {"shout"}
+    assert check.check(folder / "mine") == 0 and not (folder / "mine" / pack.NEW).exists()
+
+
+def test_a_full_disk_leaves_the_old_data_set_and_text_and_is_one_line(folder, packed, monkeypatch):
+    (folder / "other.csv").write_text("episode,start,text\nx,3,walk\n")
+    packed(text=str(folder / "other.csv"))
+    before = contents(folder / "mine")
+    edit_captions(folder, "say", "shout")
+
+    def full(*_):
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("runtime.files.save_file", full)
+        assert "cannot be written: I/O error: No space left" in refused(packed, text="")
+    assert contents(folder / "mine") == before and check.check(folder / "mine") == 0
+    assert packed()["ep3"][2][0].text == "shout 3, twice"
+
+
+def test_files_of_the_same_size_and_time_but_other_content_are_packed_again(folder, packed):
+    (folder / "raw/ep0-pictures.npy").write_bytes(b"")  # then of a size that stays the same
+    np.save(folder / "raw/ep0-pictures.npy", np.zeros((30, 1, 1, 3), np.uint8))
+    packed()
+    for name, array in {
+        "ep0-pictures": np.full((30, 1, 1, 3), 7, np.uint8),
+        "ep9": np.full((30, 4), 5, np.float32),
+    }.items():
+        path = folder / f"raw/{name}.npy"
+        times = path.stat().st_atime_ns, path.stat().st_mtime_ns
+        np.save(path, array)
+        os.utime(path, ns=times)
+    found = packed()
+    assert (found["ep9"][1] == 5).all()
+    episodes = Episodes(folder / "mine", found["ep0"][0])
+    assert (episodes.pictures([r["id"] for r in episodes.records].index("ep0")) == 7).all()
+
+
+def test_two_calls_never_write_into_one_folder(folder, packed):
+    packed()
+    before = contents(folder / "mine")
+    edit_captions(folder, "say", "shout")
+    with alone(folder / "mine"):
+        assert "another run writes there" in refused(packed)
+    assert contents(folder / "mine") == before
+    packed()
+
+
+def test_what_a_killed_call_left_is_removed_by_the_next(folder, packed):
+    packed()
+    before = sorted(path.name for path in (folder / "mine").iterdir())
+    (folder / "mine" / pack.NEW).mkdir()
+    for name in ".tmpAbC123", ".test-00000-pictures.safetensors.77.new", f"{pack.NEW}/.x.8.new":
+        (folder / "mine" / name).touch()
+    packed()
+    assert sorted(path.name for path in (folder / "mine").iterdir()) == before
+
+
+@pytest.mark.parametrize("group", ["(x)?", "x*", "a{99999999999}", "(" * 2000])
+def test_a_group_that_finds_nothing_or_is_no_pattern_is_one_line(folder, packed, group):
+    assert f"--group={group}: " in refused(packed, group=group)

@@ -15,9 +15,10 @@ from safetensors.torch import load_file
 from test_data_faults import obs
 
 import train
-from data import Episodes, Tokenizer, Windows
+from data import Episode, Episodes, Tokenizer, Windows, write_shard
 from encoder import Encoder
 from runtime import checkpoint, distributed
+from runtime.shards import read_meta, write_meta
 
 SMALL = """--n_embd=16 --n_layer=2 --n_head=2 --T=16 --K=2 --batch_size=4 --n_annotated=8
     --device=cpu --warmup_iters=5 --learning_rate=0.01 --projector_lr=0.01
@@ -123,6 +124,15 @@ def test_a_run_does_not_go_on_with_other_data(finished, data, tmp_path):
     text.write_text(re.sub(r', "crc": \d+', "", text.read_text()).replace("walk", "work"))
     with pytest.raises(ValueError, match="was trained on other data"):
         run(tmp_path / "toy", tmp_path / "out", "--resume=True")
+    shutil.copytree(data, tmp_path / "seen")  # the same captions of other observations
+    train = Episodes(data, "train")
+    made = [
+        Episode(r["id"], train.obs(i) * 2, train.captions(i)) for i, r in enumerate(train.records)
+    ]
+    write_shard(tmp_path / "seen", "train", 0, made)
+    write_meta(tmp_path / "seen", **read_meta(data))
+    with pytest.raises(ValueError, match="was trained on other data"):
+        run(tmp_path / "seen", tmp_path / "out", "--resume=True")
     shutil.copytree(data, tmp_path / "moved")  # the same data elsewhere is the same data
     run(tmp_path / "moved", tmp_path / "out", "--resume=True")
 

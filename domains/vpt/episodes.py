@@ -5,7 +5,6 @@ that adds episodes to a data set as they come.
 
 import collections
 import csv
-import fcntl
 import hashlib
 import itertools
 import json
@@ -18,7 +17,7 @@ import torch
 
 from data import Caption, Episode, record_faults, write_shard
 from runtime.distributed import RANK, WORLD
-from runtime.files import read_json, regular_file, replace
+from runtime.files import alone, read_json, regular_file, replace
 from runtime.patterns import composed, matching
 from runtime.shards import SPLITS, Shard, read_shard, shard_path, shard_paths, write_meta
 
@@ -138,8 +137,8 @@ class Writer:
         that this process makes, and nobody else; None: the next that are free, as episodes come.
         Raises ValueError if it was begun otherwise."""
         self.folder, self.part = Path(folder), part
-        self.folder.mkdir(parents=True, exist_ok=True)
-        check_settings(self.folder / "made-with.json", settings)
+        with alone(self.folder, wait=True):
+            check_settings(self.folder / "made-with.json", settings)
         paths = part and [shard_path(folder, *shard) for shard in part]
         self.ids, self.width = read_written(self.folder, paths)
         if part is not None and not self.ids <= {*itertools.chain(*part.values())}:
@@ -194,8 +193,7 @@ class Writer:
 
     def write(self, split):
         _, episodes = self.waiting.pop(split)
-        with open(self.folder / ".lock", "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # processes write one after another
+        with alone(self.folder, wait=True):  # processes write one after another
             paths = (shard_path(self.folder, split, n) for n in itertools.count())
             index = next(n for n, path in enumerate(paths) if not path.exists())
             write_shard(self.folder, split, index, episodes)
@@ -217,10 +215,15 @@ class Writer:
         for why, count in collections.Counter(self.skipped.values()).most_common():
             example = next(stem for stem, reason in self.skipped.items() if reason == why)
             print(f"  {count} skipped: {why}, such as {example}")
-        lines = [f"{stem}\t{why}\n" for stem, why in self.skipped.items()]
-        (self.folder / f"skipped-{RANK}.txt").write_text("".join(lines))
+        lines = "".join(f"{stem}\t{why}\n" for stem, why in self.skipped.items())
+        path = self.folder / f"skipped-{RANK}.txt"
+        replace(path, lambda beside: beside.write_text(lines, encoding="utf-8"))
         if self.part is not None:
             return print("a part is there; the same command without --part joins them")
+        with alone(self.folder, wait=True):
+            self.join(meta)
+
+    def join(self, meta):
         if WORLD == 1:  # or another process may be writing one
             close_gaps(self.folder)
         paths = shard_paths(self.folder)
