@@ -23,7 +23,7 @@ from tqdm import tqdm
 from data import Caption, Episode, write_shard, write_text
 from domains.crafter_details import DETAILS, situation, tell
 from domains.crafter_player import MOVES, Player, World, constants, objects
-from runtime.files import alone, replace
+from runtime.files import alone, read_json, write_json
 from runtime.program import workers
 from runtime.shards import shard_path, write_meta
 
@@ -222,13 +222,10 @@ def missing(out, split, seed, count):
 
 def write_plan(folder, settings):
     plan = folder / "plan.json"
-    if plan.exists() and json.loads(plan.read_bytes()) != settings:
-        raise ValueError(
-            f"{folder} was made with {json.loads(plan.read_bytes())}, not {settings}: "
-            "remove it, or choose another --out"
-        )
-    folder.mkdir(parents=True, exist_ok=True)
-    replace(plan, lambda beside: beside.write_text(json.dumps(settings)))
+    if plan.exists() and (before := read_json(plan)) != settings:
+        choice = "remove it, or choose another --out"
+        raise ValueError(f"{folder} was made with {before}, not {settings}: {choice}")
+    write_json(settings, plan)
 
 
 def main():

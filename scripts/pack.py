@@ -185,8 +185,6 @@ def check_folder(folder):
     read_records(folder)
     for path in filter(Path.is_dir, folder.glob("*-?????.*")):
         raise ValueError(f"{path} is a folder: remove it")
-    if part and (folder / "meta.json").exists():
-        raise ValueError(f"{folder}: no part replaces a data set; choose another --out")
 
 
 def is_intact(path, meta):
@@ -248,6 +246,8 @@ def pack(folder, shards, texts, meta, kept):
         if there.get(name) == key and is_intact(folder / name, meta):
             staying[name] = key
             continue
+        if part and (folder / "meta.json").exists():
+            raise ValueError(f"{folder}: no part replaces a data set; choose another --out")
         coming[name] = key
         if begun.get(name) == key and is_intact(new / name, meta):
             continue
