@@ -18,9 +18,12 @@ def views(read, steps):
     """Keys of an episode whole, without its first step, and without its last: of two episodes that
     start and end alike they are the same. read(start, stop): observations (n, D)."""
     keys, shifted = [], [(1, steps), (0, steps - 1)]
+    late = max(steps - ENDS - 1, 0)
+    first, last = read(0, min(ENDS + 1, steps)), read(late, steps)
     for start, stop in [(0, steps)] + shifted * (steps > SHORTEST):
-        first, last = read(start, min(start + ENDS, stop)), read(max(start, stop - ENDS), stop)
-        ends = torch.cat([first, last]).float().numpy()
+        begin = first[start : min(start + ENDS, stop)]
+        end = last[max(start, stop - ENDS) - late : stop - late]
+        ends = torch.cat([begin, end]).float().numpy()
         keys.append((stop - start, hashlib.sha256(ends.tobytes()).digest()))
     return keys if keys[1:2] != keys[2:] else keys[:1]  # what stands still is no shift
 

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from data import Episodes, Tokenizer, captions_in
 from encoder import MOST
-from runtime.shards import absurd, absurd_warning
+from runtime.shards import ABSURD, absurd, absurd_warning
 from scripts.oddities import MANY, alike, at_most, views
 
 SPLITS = "train", "val", "test"
@@ -38,14 +38,18 @@ def observation_statistics(splits):
     shift = some[0][0].obs(some[0][1]).double().median(0).values
     warnings = []
     for episodes, i in tqdm(some, desc="reading", leave=False, disable=None):
-        x = episodes.obs(i).double()
-        for warning in absurd_warning(x, episodes.records[i]["id"]):
-            warnings.append(warning)
+        x = episodes.obs(i)
+        low, high = x.amin(0), x.amax(0)
+        if max(-low.double().min(), high.max()) > ABSURD:
+            x = x.double()
+            warnings += absurd_warning(x, episodes.records[i]["id"])
             x = x.where(~absurd(x), x.median(0).values)
+            low, high = x.amin(0), x.amax(0)
+        least, most = torch.minimum(least, low), torch.maximum(most, high)
+        x = x.double().sub_(shift)  # in place: so much memory is slow to get anew
         count += len(x)
-        total += (x - shift).sum(0)
-        square += (x - shift).square().sum(0)
-        least, most = torch.minimum(least, x.amin(0)), torch.maximum(most, x.amax(0))
+        total += x.sum(0)
+        square += x.square_().sum(0)
     mean = total / count
     std = (square / count - mean**2).clamp(min=0).sqrt()
     if len(warnings) > MANY:
