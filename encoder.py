@@ -128,8 +128,9 @@ class Projector(nn.Module):
         weights = torch.cat((reader.starts, reader.words))[: len(self.dense_1.weight)]
         self.dense_1.weight[: len(weights)] = weights
 
-    def forward(self, obs):  # (B, N, D) -> (B, N, d)
-        return self.dense_2(F.gelu(self.dense_1(self.features(obs))))
+    def forward(self, obs, steps=slice(None)):  # (B, N, D) -> (B, n, d), of N steps those asked for
+        features = self.features(obs)[:, steps]
+        return self.dense_2(F.gelu(self.dense_1(features)))
 
 
 # -----------------------------------------------------------------------------
@@ -525,7 +526,8 @@ class Encoder(nn.Module):
             fed = new.stop
             tok = torch.tensor([row[new] for row in before], device=obs.device)
             t = torch.tensor([row[new] for row in step], device=obs.device).clamp(max=n - 1)
-            p = self.next_token(self.lm.embed(tok) + seen[each[:, None], t], cache)  # (B, V)
+            x = self.lm.embed(tok) + seen[each[:, None], t]  # (B, n, d)
+            p = self.next_token(self.lm.stack(x, cache=cache))  # (B, V)
             chosen = p.argmax(-1) if noise is None else draw(p, noise[:, fed - 1])
             silent = [t[-1] >= n or words == MOST for t, words in zip(step, spoken, strict=True)]
             chosen = chosen.masked_fill(torch.tensor(silent, device=obs.device), SILENCE)
@@ -539,10 +541,9 @@ class Encoder(nn.Module):
                 step[b].append(step[b][-1] + (token == SILENCE))
                 spoken[b] = 0 if token == SILENCE else spoken[b] + 1
 
-    def next_token(self, x, cache):
-        """Probabilities (B, V) of the token after the slots x (B, n, d)."""
-        hidden = self.lm.stack(x, cache=cache)[:, -1]  # (B, d)
-        return self.lm.embed_out(hidden).float().softmax(-1)
+    def next_token(self, hidden):
+        """hidden (B, n, d) of slots -> probabilities (B, V) of the token at the last one."""
+        return self.lm.embed_out(hidden[:, -1]).float().softmax(-1)
 
     @torch.no_grad()
     def stream(self, observations):
@@ -559,12 +560,13 @@ class Encoder(nn.Module):
                 caches = caches[-1:] + [(t, self.lm.new_cache(1))]
             # a window sees nothing before its start
             windows = [torch.stack(recent[-(t - start + 1) :])[None] for start, _ in caches]
-            seen = [self.projector(window)[:, -1:] for window in windows]  # (1, 1, d) each
+            seen = [self.projector(window, slice(-1, None)) for window in windows]  # (1, 1, d)
             ids, probs, before = [], [], SILENCE
             while before != SILENCE or not ids:
                 embedded = self.lm.embed(torch.tensor([[before]], device=obs.device))
                 both = zip(seen, caches, strict=True)
-                p, *_ = [self.next_token(embedded + x, cache)[0] for x, (_, cache) in both]
+                hidden, *_ = [self.lm.stack(embedded + x, cache=cache) for x, (_, cache) in both]
+                [p] = self.next_token(hidden)
                 before = SILENCE if len(ids) == MOST else int(p.argmax())
                 ids.append(before)
                 probs.append(p[before].item())
