@@ -25,6 +25,8 @@ from bench.intervals import interval
 from bench.probe import regression
 from data import Episodes, Tokenizer, choose_annotated, match, read_text, score
 from encoder import choose_reader, load
+from runtime.files import regular_file
+from runtime.shards import read_line
 
 arm = ""  # which arm to run; '': none, only the table
 annotated = 8  # episodes that keep their captions
@@ -145,13 +147,26 @@ def recall_of_new(true, written, said):
     return dict(new=found / count) if count else {}
 
 
+def read_scores():
+    """The rows of all cells. Raises ValueError, where a kill left half a line too."""
+    path, rows = Path(out, "scores.jsonl"), []
+    if not path.exists():
+        raise ValueError(f"{out}: nothing was scored yet; --arm=ours --annotated=8 is a cell")
+    kinds = dict(arm=str, N=int, seed=int, f1=float, word_f1=float)
+    for n, line in enumerate(regular_file(path).read_bytes().splitlines(), 1):
+        row = read_line(line)
+        about = {key: type(row.get(key)) for key in kinds} if isinstance(row, dict) else row
+        if about != kinds or type(row.get("new", 0.0)) is not float:
+            raise ValueError(f"{path}, line {n}: no arm, N, seed, f1, word_f1; remove the line")
+        rows.append(row)
+    return rows
+
+
 def table():
     """Mean of each arm over seeds +- half of its 95 % interval, a column for each N: F1, word F1,
     and recall of captions whose text was never annotated; and by how much ours is better, paired
     by seed."""
-    if not Path(out, "scores.jsonl").exists():
-        raise ValueError(f"{out}: nothing was scored yet; --arm=ours --annotated=8 is a cell")
-    rows = [json.loads(line) for line in open(Path(out, "scores.jsonl"))]
+    rows = read_scores()
     counts, scores = sorted({row["N"] for row in rows}), {}
     titles = dict(f1="F1", word_f1="word F1", new="recall of texts never annotated")
     for key, title in titles.items():

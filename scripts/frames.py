@@ -18,6 +18,7 @@ that cannot be read is one line, the others go on, and the exit code is 2.
 """
 
 from configurator import check_range, configure, run
+import contextlib
 import math
 import os
 import sys
@@ -29,7 +30,7 @@ import torch
 from tqdm import tqdm
 
 from runtime.distributed import note_of, pick_device, portion
-from runtime.files import read_json, regular_file, replace, write_json
+from runtime.files import FULL, alone, checksum, read_json, regular_file, replace, write_json
 from runtime.patterns import composed, matching
 from runtime.pretrained import find_checkpoint
 from runtime.shards import checksums
@@ -112,8 +113,10 @@ def load_backbone():
         raise ValueError(f"{error}; pip install -r requirements-extra.txt") from None
     folder = find_checkpoint(backbone)
     try:
-        processor = AutoImageProcessor.from_pretrained(folder)
-        model, found = AutoModel.from_pretrained(folder, output_loading_info=True)
+        # not to say so is to be asked on stdin whether the folder's own programs may run
+        safe = dict(trust_remote_code=False)
+        processor = AutoImageProcessor.from_pretrained(folder, **safe)
+        model, found = AutoModel.from_pretrained(folder, output_loading_info=True, **safe)
     except Exception as error:  # whatever the library raises for a garbled folder
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise ValueError(f"--backbone={backbone}: {reason}") from None
@@ -167,7 +170,7 @@ def find_videos():
 
 
 def read_record(path, settings):
-    """{name of a video: [bytes, mtime]} of a frames.json. Raises ValueError."""
+    """{name of a video: [bytes, CRC-32]} of a frames.json. Raises ValueError."""
     record = read_json(path)
     if not settings.items() <= record.items():
         was = ", ".join(f"{name} {record.get(name)} not {settings[name]}" for name in settings)
@@ -176,7 +179,7 @@ def read_record(path, settings):
 
 
 def read_records(settings):
-    """{name: [bytes, mtime]} of the videos that were made in out, by parts as well; None where two
+    """{name: [bytes, CRC-32]} of the videos that were made in out, by parts as well; None where two
     calls made it of different ones.
 
     Raises ValueError where the folder has anything else.
@@ -206,6 +209,15 @@ def make():
     model, processor = load_backbone()
     weights = sum(int(checksums(x.cpu().reshape(1, -1))[0]) for x in model.state_dict().values())
     settings = dict(fps=fps, pictures=pictures, weights=weights)
+    with contextlib.nullcontext() if part else alone(out):
+        make_episodes(paths, settings, model, processor)
+    if part:
+        return print(f"{out}: part {part} is there; the same command without --part joins them")
+    print(f"{out}: {len(paths)} episodes; next: scripts.pack --obs='{out}/*.npy' --fps={fps:g}")
+
+
+def make_episodes(paths, settings, model, processor):
+    """The episodes that are not there. paths: {name: video}; settings: how they are made."""
     made, unread = read_records(settings), 0
     own = {name: made.get(name) for name in paths} if part else made
     note, record = Path(out, note_of("frames.json", part)), settings | dict(videos=own)
@@ -213,12 +225,14 @@ def make():
     for path in [] if part else Path(out).glob("frames-*.json"):
         path.unlink()
     for name, path in tqdm(paths.items(), unit="video", disable=None):
-        state = [os.stat(path).st_size, os.stat(path).st_mtime_ns]
-        if made.get(name) == state and Path(out, f"{name}.npy").exists():
-            continue
         try:
+            state = [os.path.getsize(regular_file(path)), checksum(path)]
+            if made.get(name) == state and Path(out, f"{name}.npy").exists():
+                continue
             make_episode(name, path, model, processor)
-        except ValueError as error:
+        except (ValueError, OSError) as error:
+            if getattr(error, "errno", None) in FULL:
+                raise
             tqdm.write(f"{path}: {error}", file=sys.stderr)
             unread += 1
             continue
@@ -226,9 +240,6 @@ def make():
         write_json(record, note)
     if unread:
         raise ValueError(f"{unread} of {len(paths)} videos were not read; {out} has the others")
-    if part:
-        return print(f"{out}: part {part} is there; the same command without --part joins them")
-    print(f"{out}: {len(paths)} episodes; next: scripts.pack --obs='{out}/*.npy' --fps={fps:g}")
 
 
 def main():

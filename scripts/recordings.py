@@ -5,6 +5,7 @@ them. What is wrong with one is a ValueError.
 
 import difflib
 import functools
+import math
 import os
 import sys
 from itertools import pairwise
@@ -22,6 +23,8 @@ from runtime.shards import DTYPES, finite
 from scripts.oddities import lost_changes, time_is_second
 
 FEW_LOST = 0.1  # of a feature's changes
+# bytes of the machine
+MEMORY = math.prod(map(os.sysconf, ("SC_PAGE_SIZE", "SC_PHYS_PAGES")))
 REAL = "float", "bfloat", "int", "uint", "bool"
 
 
@@ -79,6 +82,9 @@ def describe_arrays(path):
         if dtype == "void16":
             remedy = "save it as float32, or as bfloat16 in a .safetensors"
             raise ValueError(f"{path}:{name} {dtype}, bfloat16 of ml_dtypes? {remedy}")
+        if 4 * math.prod(shape) > MEMORY:
+            size = f"{4 * math.prod(shape) / 1e9:.0f} GB, and memory is {MEMORY / 1e9:.0f}"
+            raise ValueError(f"{path}:{name} as float32 has {size}: cut it into episodes")
         if not dtype.startswith(REAL):
             raise ValueError(f"{path}:{name} {dtype}; observations are real numbers")
     return arrays

@@ -1,4 +1,8 @@
+import io
+import json
+import os
 import shutil
+import sys
 from fractions import Fraction
 
 import numpy as np
@@ -227,3 +231,40 @@ def test_packed_pictures_are_those_of_the_steps(clips, backbone):
     for episodes in (Episodes(out, split) for split in ("train", "val", "test")):
         frame = frame_of(clips / f"{episodes.records[0]['id']}.mkv", 6)
         assert len(episodes) == 1 and np.array_equal(episodes.pictures(0)[3], frame)
+
+
+def test_the_files_of_a_backbone_are_never_run(clips, backbone, monkeypatch):
+    folder = clips.parent / "own"
+    shutil.copytree(backbone, folder)
+    (folder / "own.py").write_text(f"open({str(clips.parent / 'ran')!r}, 'w')\nclass Own: pass\n")
+    for name, kinds in {
+        "config.json": ("AutoConfig", "AutoModel"),
+        "preprocessor_config.json": ("AutoImageProcessor",),
+    }.items():
+        about = json.loads((folder / name).read_text())
+        about["auto_map"] = {kind: "own.Own" for kind in kinds}
+        about["model_type"] = about["image_processor_type"] = "own"
+        (folder / name).write_text(json.dumps(about))
+    monkeypatch.setattr(sys, "stdin", io.StringIO("yes\n" * 9))
+    code, said, _ = run(clips, folder)
+    assert code == 2 and "--backbone=" in said[-1] and not (clips.parent / "ran").exists()
+
+
+def test_a_video_that_cannot_be_opened_or_named_is_a_line_and_the_others_go_on(clips, backbone):
+    (clips / "a.mkv").rename(clips / f"{'a' * 245}.mkv")
+    (clips / "loop.mkv").symlink_to("loop.mkv")
+    (clips / "folder.mkv").mkdir()
+    code, said, written = run(clips, backbone)
+    assert code == 2 and "2 of 4 videos were not read" in said[-1]
+    assert {"b.npy", "c.npy"} <= written.keys()
+
+
+def test_another_video_of_the_same_size_and_time_is_read(clips, backbone):
+    before = run(clips, backbone, videos=clips / "a.mkv")[2]
+    path, times = clips / "a.mkv", (clips / "a.mkv").stat()
+    content = bytearray(path.read_bytes())
+    content[-200] ^= 1
+    path.write_bytes(content)
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    after = run(clips, backbone, videos=clips / "a.mkv")[2]
+    assert after["a.npy"] > before["a.npy"]

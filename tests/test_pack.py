@@ -785,3 +785,9 @@ def test_what_a_killed_call_left_is_removed_by_the_next(folder, packed):
 @pytest.mark.parametrize("group", ["(x)?", "x*", "a{99999999999}", "(" * 2000])
 def test_a_group_that_finds_nothing_or_is_no_pattern_is_one_line(folder, packed, group):
     assert f"--group={group}: " in refused(packed, group=group)
+
+
+def test_an_array_beyond_all_memory_is_one_line(folder, packed):
+    huge = np.lib.format.open_memmap(folder / "raw/ep9.npy", "w+", np.float32, (25 * 10**9, 4))
+    huge.flush()  # sparse: it takes no room
+    assert "ep9.npy: as float32 has 400 GB, and memory is" in refused(packed)

@@ -1,5 +1,7 @@
 """Downloads end with whole files or with a reason, whatever the server does."""
 
+import base64
+import hashlib
 import http.server
 import json
 import re
@@ -21,7 +23,7 @@ class Server(http.server.ThreadingHTTPServer):
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
-        self.files, self.moods, self.asked = {}, {}, []
+        self.files, self.moods, self.asked, self.md5 = {}, {}, [], {}
         self.url = f"http://127.0.0.1:{self.server_port}"
 
     def handle_error(self, *_):
@@ -45,6 +47,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return self.answer(200, b"\xef\xbb\xbf<?xml version='1.0'?><Error/>")
         if mood == "busy":
             return self.answer(503, b"<html>")
+        if mood.startswith("to "):
+            self.send_response(302)
+            self.send_header("Location", mood[3:])
+            self.send_header("Content-Length", "0")
+            return self.end_headers()
         start = (
             int(re.match(r"bytes=(\d+)-", self.headers["Range"])[1])
             if self.headers.get("Range") and mood != "no resume"
@@ -61,6 +68,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
                 "Content-Range", f"bytes {start}-{start + len(body) - 1}/{start + len(body)}"
             )
         self.send_header("Content-Length", str(len(body)))
+        if self.path in self.server.md5:
+            kind = "x-ms-blob-content-md5" if status == 206 else "Content-MD5"
+            self.send_header(kind, self.server.md5[self.path])
         self.end_headers()
         if mood == "cut":
             body = body[:300_000]
@@ -117,6 +127,69 @@ def test_a_part_that_cannot_be_continued_is_fetched_anew(server, tmp_path, left)
     server.files["/a"] = VIDEO
     (tmp_path / "a.part").write_bytes(left)
     fetch(server.url + "/a", tmp_path / "a", **QUICK)
+    assert (tmp_path / "a").read_bytes() == VIDEO
+
+
+def md5(content):
+    return base64.b64encode(hashlib.md5(content).digest()).decode()
+
+
+@pytest.mark.parametrize("begun", [b"", VIDEO[:500_000], b"another file" + VIDEO[12:500_000]])
+def test_a_file_has_the_md5_that_the_server_tells(server, tmp_path, begun):
+    server.files["/a"], server.md5["/a"] = VIDEO, md5(VIDEO)
+    (tmp_path / "a.part").write_bytes(begun)
+    fetch(server.url + "/a", tmp_path / "a", **QUICK)
+    assert (tmp_path / "a").read_bytes() == VIDEO
+
+
+def test_a_file_that_never_has_it_is_none(server, tmp_path):
+    server.files["/a"], server.md5["/a"] = VIDEO, md5(b"another")
+    with pytest.raises(OSError, match="its MD5 is not the one that the server tells, 3 times"):
+        fetch(server.url + "/a", tmp_path / "a", **QUICK)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_redirect_is_followed_on_the_same_host_alone(server, tmp_path):
+    server.files |= {"/a": VIDEO, "/b": VIDEO, "/c": VIDEO}
+    other = Server()
+    threading.Thread(target=other.serve_forever, args=(0.01,), daemon=True).start()
+    server.moods["/a"], server.moods["/b"] = [f"to {other.url}/a"], [f"to {server.url}/c"]
+    with pytest.raises(Missing, match="sent on to another host"):
+        fetch(server.url + "/a", tmp_path / "a", **QUICK)
+    with pytest.raises(ValueError, match="neither a file .*sent on to another host"):
+        read_index(server.url + "/a")
+    assert not other.asked
+    fetch(server.url + "/b", tmp_path / "b", **QUICK)
+    assert (tmp_path / "b").read_bytes() == VIDEO
+    other.shutdown()
+    other.server_close()
+
+
+BAD_BASES = ["http://host:80x/y", "http://host:99999/y", "file:///etc", "ftp://host/y", "/etc", ""]
+BAD_BASES += ["http://ho st/y", "http:///y", "http://user@host/y", "http://h\x1b/y"]
+
+
+@pytest.mark.parametrize("base", BAD_BASES)
+def test_an_address_that_is_none_is_one_line(tmp_path, base):
+    (tmp_path / "index.json").write_text(json.dumps(dict(basedir=base, relpaths=["a.mp4"])))
+    with pytest.raises(ValueError, match="index.json: basedir .*no address|[Pp]ort") as error:
+        read_index(tmp_path / "index.json")
+    assert "\n" not in str(error.value) and "\x1b" not in str(error.value)
+    with pytest.raises(ValueError):
+        read_index(base + "://i.json" if "://" not in base else base)
+
+
+@pytest.mark.parametrize("name", ["..", ".hidden", "", "a\nb", "x" * 300, "a\\b"])
+def test_a_name_that_no_file_may_have_is_one_line(tmp_path, name):
+    index = dict(basedir="http://x/y", relpaths=[f"z/{name}.mp4"])
+    (tmp_path / "index.json").write_text(json.dumps(index))
+    with pytest.raises(ValueError, match="index.json: .* is no name of a recording"):
+        read_index(tmp_path / "index.json")
+
+
+def test_names_with_spaces_and_other_letters_are_asked_for(server, tmp_path):
+    server.files["/a%20%C3%A9+1"] = VIDEO
+    fetch(server.url + "/a é+1", tmp_path / "a", **QUICK)
     assert (tmp_path / "a").read_bytes() == VIDEO
 
 

@@ -6,24 +6,30 @@ Downloads contractor recordings of Minecraft from OpenAI's public store: plain H
 An index, {"basedir": url, "relpaths": [..]}, lists recordings: <stem>.mp4, <stem>.jsonl and, at
 times, <stem>-options.json. A file is written as <name>.part and renamed when it is whole; the same
 command goes on inside the file where it was stopped. The order is shuffled with a fixed seed, so
-that a few hours are of many players, and more hours contain the fewer.
+that a few hours are of many players, and more hours contain the fewer. Nothing is fetched from
+another host than the one named, and a file must have the MD5 that the server tells, if it does.
 """
 
 from configurator import check_range, configure, run
+import base64
 import errno
+import hashlib
 import http.client
 import os
 import random
+import re
+import string
 import sys
 import time
 import urllib.error
 import urllib.request
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from pathlib import Path
+from urllib.parse import quote, urlsplit
 
 from tqdm import tqdm
 
-from runtime.files import parse_json, regular_file
+from runtime.files import parse_json, regular_file, replace
 
 index = ""  # of recordings: a name in OpenAI's store (all_10xx_Jun_29.json), a URL or a file
 hours = 0.0  # of video to have in the end; about 2 GB each
@@ -32,10 +38,20 @@ connections = 8  # recordings at a time
 
 
 class Missing(Exception):
-    """The server says that there is no such file."""
+    """There is no such file on the server."""
+
+
+class SameHost(urllib.request.HTTPRedirectHandler):
+    """Follows no redirect to another host."""
+
+    def redirect_request(self, request, reply, code, message, headers, target):
+        if urlsplit(target)[:2] != urlsplit(request.full_url)[:2]:
+            raise Missing(f"sent on to another host, {target!r:.80}")
+        return super().redirect_request(request, reply, code, message, headers, target)
 
 
 INDEXES = "https://openaipublic.blob.core.windows.net/minecraft-rl/snapshots/"
+NAME = r"\w[^\x00-\x1f\x7f-\x9f/\\]{0,149}"  # of a recording, and so of files
 FPS = 20
 PIECE = 1 << 16  # bytes read at a time
 NO_USE = errno.ENOSPC, errno.EDQUOT, errno.EACCES  # trying again will not help
@@ -65,6 +81,21 @@ def fetch(url, path, tries=6, timeout=30.0, pause=1.0):
         time.sleep(min(pause * 2**failures, 60))
 
 
+def address(url):
+    """A URL as it is asked for. Raises ValueError for what is none of HTTP."""
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not re.fullmatch(r"[\w.\[\]:-]+", parts.netloc):
+        raise ValueError(f"{url!r:.80}: no address http://..")
+    if parts.port == 0:  # to ask for what is no port raises ValueError as well
+        raise ValueError("Port 0 is none")
+    return quote(url, safe=string.punctuation)
+
+
+def ask(url, timeout, **headers):
+    request = urllib.request.Request(address(url), headers=headers)
+    return urllib.request.build_opener(SameHost).open(request, timeout=timeout)
+
+
 def size(path):
     return path.stat().st_size if path.exists() else 0
 
@@ -89,8 +120,7 @@ def receive(url, part, timeout):
 def append(url, part, timeout):
     start = size(part)
     headers = {"Range": f"bytes={start}-"} if start else {}
-    request = urllib.request.Request(url, headers=headers)
-    with urllib.request.urlopen(request, timeout=timeout) as reply:
+    with ask(url, timeout, **headers) as reply:
         if not reply.headers.get("Content-Range", "").startswith(f"bytes {start}-"):
             start = 0  # the server sends all of it
         piece = reply.read(PIECE)
@@ -101,8 +131,21 @@ def append(url, part, timeout):
                 file.write(piece)
                 piece = reply.read(PIECE)
         length = int(reply.headers.get("Content-Length") or 0)
+        of_all = None if start else reply.headers.get("Content-MD5")
+        md5 = reply.headers.get("x-ms-blob-content-md5", of_all)
     if size(part) < start + length:
         raise OSError("the connection closed early")
+    if md5 and base64.b64decode(md5) != md5_of(part):
+        part.unlink()
+        raise OSError("its MD5 is not the one that the server tells")
+
+
+def md5_of(path):
+    md5 = hashlib.md5()
+    with path.open("rb") as file:
+        while piece := file.read(PIECE):
+            md5.update(piece)
+    return md5.digest()
 
 
 # -----------------------------------------------------------------------------
@@ -122,13 +165,24 @@ def read_index(index):
     except (ValueError, KeyError, TypeError, AttributeError):
         form = '{"basedir": url, "relpaths": [..]}'
         raise ValueError(f"--index={index}: not of the form {form}") from None
-    return [(f"{base}/{path}", path.rsplit("/", 1)[-1]) for path in paths]
+    try:
+        address(base)
+    except ValueError as error:
+        raise ValueError(f"--index={index}: basedir {error}") from None
+    jobs = [(f"{base}/{path}", path.rsplit("/", 1)[-1]) for path in paths]
+    for _, stem in jobs:
+        if not re.fullmatch(NAME, stem):
+            raise ValueError(f"--index={index}: {stem!r:.80} is no name of a recording")
+    return jobs
 
 
 def read_url(index):
     url = index if "://" in index else INDEXES + index
-    with urllib.request.urlopen(url, timeout=60) as reply:
-        return reply.read()
+    try:
+        with ask(url, timeout=60) as reply:
+            return reply.read()
+    except (Missing, http.client.HTTPException) as error:
+        raise OSError(error) from None
 
 
 def fetch_recording(url, stem, out, **patience):
@@ -175,8 +229,9 @@ def download(index, hours, out, connections=8, **patience):
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
         bar.close()
-        lines = [f"{stem}\t{why}\n" for stem, why in sorted(missing.items())]
-        (out / "missing.txt").write_text("".join(lines))
+        lines = "".join(f"{stem}\t{why}\n" for stem, why in sorted(missing.items()))
+        path = out / "missing.txt"
+        replace(path, lambda beside: beside.write_text(lines, encoding="utf-8"))
 
 
 def seconds_of(done, stem, missing):
