@@ -2,12 +2,14 @@
 Captions a stream of raw embeddings as it arrives on stdin, at constant cost and memory.
 
     producer | python -m scripts.stream out/mine
+    python -m scripts.stream out/mine < episode.npy
 
 A line per caption: when, confidence (its least sure token), text. Times are seconds ("2.1 s")
 where the run's data set is at hand and says how many steps a second has, else steps.
 """
 
 from configurator import configure, run
+import math
 import sys
 import time
 from collections import deque
@@ -24,33 +26,75 @@ from runtime.shards import read_meta
 from sample import timestamp
 
 out_dir = "out/crafter"  # the run to load
-dtype = "float32"  # of the numbers on stdin: 'float32' | 'float16'
+dtype = "float32"  # of raw numbers on stdin: 'float32' | 'float16' | 'float64'
 json = False  # a JSON object per caption instead of text
 device = "auto"  # 'auto' | 'cpu' | 'cuda' | 'mps'
 
 
+NPY = b"\x93NUMPY"  # with which such a file begins
+FAR = 20  # deviations that a step's numbers may lie from what the run was trained on, on the mean
+
+
+def read_npy_header(source, D):
+    """The dtype and the steps of a .npy, of which NPY has been read. Raises ValueError."""
+    version = source.read(2)
+    by_version = {b"\1\0": np.lib.format.read_array_header_1_0}
+    by_version[b"\2\0"] = np.lib.format.read_array_header_2_0
+    if version not in by_version:
+        raise ValueError("stdin: a .npy of an unknown version")
+    shape, by_columns, kind = by_version[version](source)
+    if shape[1:] != (D,) or not shape[0] or kind.kind not in "fiub":
+        raise ValueError(f"stdin: a .npy of {shape} {kind}; real numbers (steps, {D}) are wanted")
+    if by_columns:
+        raise ValueError("stdin: a .npy saved by columns; save np.ascontiguousarray(x)")
+    return kind, shape[0]
+
+
 def arriving(source, D, clock):
     """Observations (D,) from a binary stream; clock[0] is when the last one came."""
-    size, step = D * np.dtype(dtype).itemsize, 0
-    while raw := source.read(size):
+    kind, steps, head = np.dtype(dtype), math.inf, source.read(len(NPY))
+    if head == NPY:
+        kind, steps = read_npy_header(source, D)
+        head = b""
+    size, step = D * kind.itemsize, 0
+    numbers = f"a step is {D} numbers of {kind}"
+    while step < steps:
+        raw, head = head + source.read(max(size - len(head), 0)), b""
+        raw, head = raw[:size], raw[size:]
+        if not raw and step and steps == math.inf:
+            return
         if len(raw) < size:
-            here = f"{len(raw)} of its {size} bytes; a step is {D} numbers of {dtype}"
-            raise ValueError(f"stdin ended inside step {step}: {here}")
-        obs = np.frombuffer(raw, dtype).astype(np.float32)
+            there = f"ended inside step {step}: {len(raw)} of its {size} bytes"
+            raise ValueError(f"stdin {there if step or raw else 'was empty'}; {numbers}")
+        obs = np.frombuffer(raw, kind).astype(np.float32)
         if not np.isfinite(obs).all():
-            raise ValueError(f"stdin, step {step}: not a finite number; {D} numbers of {dtype}?")
+            raise ValueError(f"stdin, step {step}: not a finite number; {numbers}?")
         clock[0] = time.perf_counter()
         yield torch.from_numpy(obs)
         step += 1
-    if step == 0:
-        raise ValueError(f"stdin was empty: a step is {D} numbers of {dtype}")
+    if source.read(1):
+        raise ValueError(f"stdin: more than the {steps} steps of its .npy")
+
+
+def warned(observations, features):
+    """The observations (D,). Says once where they are not like those that the run was trained on:
+    features has mean and scale of these."""
+    mean, scale, told = features.mean.cpu(), features.scale.cpu(), False
+    for step, obs in enumerate(observations):
+        far = 0 if told else ((obs - mean) * scale).abs().mean()
+        if far > FAR:
+            what = f"numbers lie {far:.1g} deviations from what the run was trained on"
+            print(f"warning: stdin, step {step}: {what}: is --dtype right?", file=sys.stderr)
+            told = True
+        yield obs
 
 
 def follow_stdin(encoder, tokenizer, rate=None):
     """Prints what is said at each step, and at the end how long a step took."""
     device, D = encoder.device, encoder.obs_dim
     clock, seconds = [0.0], deque(maxlen=10_000)  # the latest steps: constant memory
-    observations = (obs.to(device) for obs in arriving(sys.stdin.buffer, D, clock))
+    observations = warned(arriving(sys.stdin.buffer, D, clock), encoder.projector.features)
+    observations = (obs.to(device) for obs in observations)
     for step, (ids, probs) in enumerate(encoder.stream(observations)):
         seconds.append(time.perf_counter() - clock[0])
         for first, last in spans(ids):
@@ -74,8 +118,8 @@ def rate_of(data):
 
 def main():
     configure(globals(), bare="out_dir")
-    if dtype not in ("float32", "float16"):
-        raise ValueError(f"--dtype={dtype}: one of float32, float16")
+    if dtype not in ("float32", "float16", "float64"):
+        raise ValueError(f"--dtype={dtype}: one of float32, float16, float64")
     if sys.stdin.isatty():
         raise ValueError("embeddings come on stdin: python -m scripts.stream < raw")
     encoder, tokenizer, _, config = load(out_dir, pick_device(device))

@@ -7,12 +7,13 @@ import subprocess
 import sys
 import threading
 
+import numpy as np
 import pytest
 import torch
 from conftest import ROOT, program
 
 from data import Episodes, Tokenizer
-from encoder import Encoder
+from encoder import Encoder, Features
 from sample import with_confidence
 from scripts import stream
 
@@ -47,6 +48,61 @@ def test_a_followed_stream_gives_the_captions_of_the_episode(a_run, toy, tokeniz
     in_seconds, _ = follow(raw.tobytes(), dtype, rate=4)
     assert [c["start"] * 4 for c in in_seconds] == [c["start"] for c in captions]
     assert captions[0]["unit"] == "steps" and in_seconds[0]["unit"] == "seconds"
+
+
+def arrived(raw, D=6):
+    """The observations that are read of raw bytes, (N, D)."""
+    return torch.stack([*stream.arriving(io.BytesIO(raw), D, [0.0])])
+
+
+def saved(x):
+    file = io.BytesIO()
+    np.save(file, x)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("kind", ["<f4", ">f8", "<f2", "|u1"])
+def test_a_npy_on_stdin_is_read_as_one(kind):
+    x = np.random.default_rng(0).integers(0, 9, (40, 6)).astype(kind)
+    assert np.array_equal(arrived(saved(x)).numpy(), x)
+
+
+def test_a_npy_that_cannot_be_followed_is_one_line():
+    x = np.zeros((4, 6), np.float32)
+    wrong = {
+        saved(x)[:-5]: "stdin ended inside step 3: 19 of its 24 bytes",
+        saved(x)[:-24]: "stdin ended inside step 3: 0 of its 24 bytes",
+        saved(x[:, :5]): r"a .npy of \(4, 5\) float32; real numbers \(steps, 6\)",
+        saved(x[0]): r"a .npy of \(6,\)",
+        saved(x[:0]): r"a .npy of \(0, 6\)",
+        saved(x.astype(complex)): "complex128; real numbers",
+        saved(np.asfortranarray(x)): "by columns; save np.ascontiguousarray",
+        saved(x) + saved(x): "more than the 4 steps of its .npy",
+        saved(x)[:6] + b"\7" + saved(x)[7:]: "unknown version",
+    }
+    for raw, message in wrong.items():
+        with pytest.raises(ValueError, match=message):
+            arrived(raw)
+
+
+@pytest.mark.parametrize("D", [1, 6])
+def test_raw_numbers_of_every_type_are_read(monkeypatch, D):
+    for dtype in ("float16", "float32", "float64"):
+        monkeypatch.setattr(stream, "dtype", dtype)
+        x = np.random.default_rng(0).random((9, D)).astype(dtype)
+        assert np.array_equal(arrived(x.tobytes(), D).numpy(), x.astype(np.float32))
+
+
+def test_numbers_of_another_type_are_warned_of_once(toy, capsys):
+    x = Episodes(toy, "test").obs(0)
+    features = Features(6).measure(Episodes(toy, "train"))
+    exact, true = x.double().numpy(), np.random.default_rng(0).random((40, 6))
+    warned = []
+    for raw in (x.numpy(), exact, true, 1000 * x.numpy()):
+        read = arrived(raw.tobytes())
+        assert torch.equal(torch.stack([*stream.warned(read, features)]), read)
+        warned.append(capsys.readouterr().err.count("warning: stdin, step "))
+    assert warned == [0, 1, 1, 1]
 
 
 def test_the_rate_of_a_stream_is_that_of_the_data_set_if_it_is_at_hand(a_run, toy, capsys):
