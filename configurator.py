@@ -46,7 +46,7 @@ def from_file(path, defaults=()):
         raise ValueError(f"{path}: no such file; a setting is given as --name=value")
     namespace = {}
     try:
-        exec(compile(Path(path).read_bytes(), path, "exec"), namespace)
+        exec(compile(Path(path).read_text(encoding="utf-8-sig"), path, "exec"), namespace)
     except BaseException as error:
         if isinstance(error, KeyboardInterrupt):
             raise

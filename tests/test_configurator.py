@@ -46,6 +46,18 @@ def test_a_bare_argument_gives_a_setting_where_a_program_names_one(script, tmp_p
     assert (resolved["name"], resolved["K"], resolved["flag"]) == ("out/mine", 4, True)
 
 
+def test_a_config_file_is_utf8_whatever_it_says(script, tmp_path):
+    path = tmp_path / "x.py"
+    text = "# coding: latin-1\nname = 'caf\u00e9'\n"
+    for encoding in ("utf-8", "utf-8-sig"):
+        path.write_bytes(text.encode(encoding))
+        assert configure(script, [str(path)])["name"] == "caf\u00e9"
+    for wrong in (text, "K = 4  # caf\u00e9\n"):
+        path.write_bytes(wrong.encode("latin-1"))
+        with pytest.raises(ValueError, match=f"^{path}: UnicodeDecodeError: 'utf-8' .*$"):
+            configure(script, [str(path)])
+
+
 MISTAKES = {
     "--k_ahead=3": "unknown setting 'k_ahead'",
     "--nam=3": "did you mean 'name'",
