@@ -4,6 +4,7 @@ What annotated episodes buy: each arm with 0 .. 128 of them, on worlds that noth
     python -m bench.labels --arm=ours --annotated=8 --seed=0     trains and scores one cell
     python -m bench.labels --arm=reader --annotated=8            its reader alone, in seconds
     python -m bench.labels                                       the table of all that were scored
+    python -m bench.labels --plot=docs/labels.svg                and a picture (matplotlib)
 
 Every cell of a run is one of train.py on Crafter with the flags below, in out/labels. It is scored
 on 50 episodes of fresh worlds. A seed is another choice of annotated episodes, and other weights.
@@ -34,6 +35,7 @@ seed = 0  # of the run
 out = "out/labels"  # folder of runs and of scores.jsonl
 data = "data/crafter"  # what is trained on
 fresh = "data/crafter-fresh"  # what is scored
+plot = ""  # file of a picture to draw: .svg, .png, .pdf; '': none
 flags = ""  # more flags of train.py, which count more than the arm's
 
 ALL = 10**6
@@ -48,6 +50,13 @@ ARMS = {
     "reader": None,  # no run: fitted in seconds
     "reader with text": None,
     "logistic regression": None,
+}
+DRAWN = {  # arm: label, colour (Okabe and Ito 2008), marker
+    "ours": ("encoder", "#0072b2", "o"),
+    "reader": ("its reader", "#56b4e9", "s"),
+    "reader with text": ("reader, with text of other episodes", "#009e73", "D"),
+    "plain fine-tuning": ("plain fine-tuning", "#d55e00", "^"),
+    "logistic regression": ("L1 logistic regression", "#7f7f7f", "v"),
 }
 
 
@@ -193,6 +202,38 @@ def show(name, cells):
     print(f"{name:44}" + "".join(f"  {text:>15}" for text in texts))
 
 
+def draw():
+    """F1 against annotated episodes: the mean of each arm, from its worst to its best seed."""
+    try:
+        import matplotlib
+    except ImportError:
+        remedy = "pip install -r requirements-extra.txt"
+        raise ValueError(f"--plot needs matplotlib: {remedy}") from None
+    matplotlib.use("agg")
+    matplotlib.rcParams |= {"svg.fonttype": "none", "svg.hashsalt": "", "font.size": 11}
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(7, 4.2), layout="constrained")
+    rows = [row for row in read_scores() if row["N"]]
+    for name, (label, colour, marker) in DRAWN.items():
+        counts = sorted({row["N"] for row in rows if row["arm"] == name})
+        cells = [[r["f1"] for r in rows if (r["arm"], r["N"]) == (name, N)] for N in counts]
+        if not cells:
+            continue
+        axes.plot(counts, [np.mean(c) for c in cells], color=colour, marker=marker, label=label)
+        worst, best = [min(c) for c in cells], [max(c) for c in cells]
+        axes.fill_between(counts, worst, best, color=colour, alpha=0.18, linewidth=0)
+    every = sorted({row["N"] for row in rows})
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(every, every)
+    axes.set(ylim=(0, 1), xlabel="annotated episodes", ylabel="F1 on fresh worlds")
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False, loc="lower right")
+    kind = dict(metadata=dict(Date=None)) if plot.endswith(".svg") else {}  # the same again
+    figure.savefig(plot, **kind)
+    print(plot)
+
+
 def main():
     configure(globals())
     check_range(globals(), 0, "annotated seed")
@@ -203,6 +244,8 @@ def main():
     if arm:
         cell()
     table()
+    if plot:
+        draw()
 
 
 if __name__ == "__main__":
