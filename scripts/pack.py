@@ -49,7 +49,7 @@ from tqdm import tqdm
 from data import TEXT, Episode, record_faults, write_shard, write_text
 from runtime.distributed import note_of, portion
 from runtime.files import alone, checksum, read_json, regular_file, replace, write_json
-from runtime.patterns import listed
+from runtime.patterns import composed, listed
 from runtime.shards import (
     SPLITS,
     pictures_path,
@@ -93,7 +93,7 @@ def groups_of(names, annotated):
     """{name of an episode: its group}: what --group finds in it; without that, its file, or itself
     where fewer than three files have annotations."""
     files = {name.partition("/")[0] for name in annotated}
-    pattern = group or ("[^/]+" if len(files) > 2 else ".+")
+    pattern = composed(group) or ("[^/]+" if len(files) > 2 else ".+")
     found = {name: re.search(pattern, name) for name in names}
     found = {name: of and of[min(of.re.groups, 1)] for name, of in found.items()}
     for name in [name for name in names if not found[name]]:
