@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from safetensors import SafetensorError
 
 from data import END, SILENCE, Caption, Tokenizer, read_stream, score, spans
-from model import GPTNeoX
+from model import GPTNeoX, find_checkpoint
 from runtime import checkpoint
 from runtime.files import load_tensors, save_tensors, tensors_of
 
@@ -580,8 +580,9 @@ class Encoder(nn.Module):
         save_tensors(weights, Path(folder, "projector.safetensors"), about)
 
     @classmethod
-    def from_pretrained(cls, folder):
-        """Reads what save_pretrained wrote. Raises FileNotFoundError or ValueError."""
+    def from_pretrained(cls, name_or_dir):
+        """Reads what save_pretrained wrote, alone or in a checkpoint; as GPTNeoX's."""
+        folder = find_checkpoint(name_or_dir, "encoder")
         lm = GPTNeoX.from_pretrained(folder)
         path = Path(folder, "projector.safetensors")
         if not path.is_file():

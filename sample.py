@@ -2,7 +2,7 @@
 Prints the grounded captions of an episode beside the true ones, and what the predictor expects.
 
     python sample.py out/mine --episode=3              an episode of the test split
-    python sample.py --json                            a JSON object per written caption
+    python sample.py --episode=all --json              a JSON object per written caption of a split
     python -m scripts.page out/mine                    pages to look at in a browser
 
 A line per caption: when, true caption, written caption, the encoder's confidence (its least sure
@@ -26,7 +26,7 @@ from train import Predictor
 out_dir = "out/crafter"  # the run to load
 data = ""  # folder of a data set; '': the run's
 split = "test"  # which of its splits
-episode = "0"  # which episode: its name or its number
+episode = "0"  # which episode: its name or its number; 'all'
 min_prob = 0.0  # captions with a less sure token are left out
 json = False  # a JSON object per written caption instead of text
 device = "auto"  # 'auto' | 'cpu' | 'cuda' | 'mps'
@@ -178,13 +178,15 @@ def main():
     encoder, tokenizer, folder, config = load(out_dir, pick_device(device))
     predictor = predictor_of(folder, config, encoder.device)
     episodes = Episodes(data or config["data"], split)
-    i, rate = number_of(episodes, split, episode), episodes.meta["steps_per_second"]
-    rows, *_ = read(encoder, predictor, episodes, i, tokenizer, min_prob)
-    name = episodes.records[i]["id"]
-    if json:
-        return as_json(rows, name, rate)
-    print(f"episode {name} of {episodes.folder}, {split}; {folder}\n")
-    as_text(rows, rate)
+    every, rate = range(len(episodes)), episodes.meta["steps_per_second"]
+    for i in every if episode == "all" else [number_of(episodes, split, episode)]:
+        rows, *_ = read(encoder, predictor, episodes, i, tokenizer, min_prob)
+        name = episodes.records[i]["id"]
+        if json:
+            as_json(rows, name, rate)
+            continue
+        print(f"episode {name} of {episodes.folder}, {split}; {folder}\n")
+        as_text(rows, rate)
 
 
 if __name__ == "__main__":

@@ -237,10 +237,10 @@ def logged_step(line):
 
 
 def checksums(folder):
-    """{path within folder: [size, CRC-32]} of all files but checksums.json and .DS_Store."""
+    """{path within folder: [size, CRC-32]} of all files but checksums.json and what people add."""
     sums = {}
     for path in sorted(Path(folder).rglob("*")):
-        if not path.is_file() or path.name in ("checksums.json", ".DS_Store"):
+        if not path.is_file() or path.name in ("checksums.json", "README.md", ".DS_Store"):
             continue
         sums[path.relative_to(folder).as_posix()] = [path.stat().st_size, checksum(path)]
     return sums

@@ -84,16 +84,17 @@ def read_weights(folder, dtype):
     return weights
 
 
-def find_checkpoint(name_or_dir):
-    """The folder of a checkpoint: a directory, or a name such as EleutherAI/pythia-160m@step3000.
+def find_checkpoint(name_or_dir, part=""):
+    """The folder of a checkpoint: a directory, or a name such as EleutherAI/pythia-160m@step3000;
+    or of the part of it, such as "encoder", where it has parts.
 
     A name is looked up in the Hugging Face cache, else downloaded where huggingface_hub is
     installed. Raises FileNotFoundError with the command that fetches it.
     """
     folder = Path(expand(name_or_dir, name_or_dir))
     if folder.is_dir():
-        return folder
-    name, _, revision = name_or_dir.partition("@")
+        return folder / part if (folder / part).is_dir() else folder
+    name, _, revision = str(name_or_dir).partition("@")
     revision = revision or "main"
     if not re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", name):
         raise FileNotFoundError(f"{name_or_dir}: no such directory")
@@ -103,13 +104,14 @@ def find_checkpoint(name_or_dir):
     cached = hub / f"models--{name.replace('/', '--')}"
     ref = cached / "refs" / revision
     snapshot = cached / "snapshots" / (ref.read_text().strip() if ref.is_file() else revision)
-    if (snapshot / "config.json").exists() and [*snapshot.glob("model*.safetensors")]:
-        return snapshot
+    if (snapshot / "config.json").exists() and [*snapshot.glob("**/model*.safetensors")]:
+        return find_checkpoint(snapshot, part)
     files = "*.json", "*.safetensors"
     try:
         from huggingface_hub import snapshot_download
 
-        return Path(snapshot_download(name, revision=revision, allow_patterns=files))
+        fetched = snapshot_download(name, revision=revision, allow_patterns=files)
+        return find_checkpoint(fetched, part)
     except Exception as error:  # not installed, or whatever the network says
         reason = (str(error).splitlines() or [""])[0]
         raise FileNotFoundError(

@@ -169,6 +169,9 @@ def praat_rows(path, episodes):
 # a row an event
 
 
+SRT_TAG = r"</?(b|i|u|s|font)\b[^<>]*>|{\\an?\d+}"  # it has no others, nor a way to write a <
+
+
 def in_seconds(clock):
     hours, minutes, seconds = clock.replace(",", ".").split(":")
     return int(hours) * 3600 + int(minutes) * 60 + float(seconds)
@@ -176,8 +179,9 @@ def in_seconds(clock):
 
 def subtitle_rows(path, episodes):
     webvtt, text = library("webvtt", "webvtt-py"), decoded(path)
+    ending = Path(path).suffix[1:].lower()
     cues = len(re.findall(r"^[ \d:.,]*\d *-->", text, re.M))
-    read = parsed(webvtt.from_buffer, io.StringIO(text), Path(path).suffix[1:].lower())
+    read = parsed(webvtt.from_buffer, io.StringIO(text), ending)
     if len(read) != cues:
         raise ValueError(f"{cues} lines with times, but {len(read)} subtitles could be read")
     place, row = nothing(choose_episode([path], episodes))
@@ -185,8 +189,9 @@ def subtitle_rows(path, episodes):
     yield place, row
     for cue in read:
         start, end = in_seconds(cue.start), in_seconds(cue.end)
-        said = dict(start=start, end=end, text=html.unescape(cue.text), unit="seconds")
-        yield f"at {cue.start}", row | said
+        said = html.unescape(cue.text) if ending == "vtt" else re.sub(SRT_TAG, "", cue.raw_text)
+        about = dict(start=start, end=end, text=said, unit="seconds")
+        yield f"at {cue.start}", row | about
 
 
 def audacity_rows(path, episodes):
