@@ -9,9 +9,12 @@ where the run's data set is at hand and says how many steps a second has, else s
 """
 
 from configurator import configure, run
+import io
 import math
+import re
 import sys
 import time
+import types
 from collections import deque
 from json import dumps
 from pathlib import Path
@@ -30,19 +33,28 @@ dtype = "float32"  # of raw numbers on stdin: 'float32' | 'float16' | 'float64'
 json = False  # a JSON object per caption instead of text
 device = "auto"  # 'auto' | 'cpu' | 'cuda' | 'mps'
 
-
-NPY = b"\x93NUMPY"  # with which such a file begins
 FAR = 20  # deviations that a step's numbers may lie from what the run was trained on, on the mean
+NO_NUMBERS = rb'PK\x03\x04.*|....\x00{4}\{"|[\d.,;+\-e\s]+'  # a .npz, a .safetensors, a table
+
+
+def rewound(head, source):
+    """A binary stream, from its head on, which was read."""
+    start = io.BytesIO(head)
+
+    def read(n):
+        begun = start.read(n)
+        return begun + source.read(n - len(begun))
+
+    return types.SimpleNamespace(read=read)
 
 
 def read_npy_header(source, D):
-    """The dtype and the steps of a .npy, of which NPY has been read. Raises ValueError."""
-    version = source.read(2)
-    by_version = {b"\1\0": np.lib.format.read_array_header_1_0}
-    by_version[b"\2\0"] = np.lib.format.read_array_header_2_0
-    if version not in by_version:
-        raise ValueError("stdin: a .npy of an unknown version")
-    shape, by_columns, kind = by_version[version](source)
+    """The dtype of a .npy, and its steps. Raises ValueError."""
+    major, _ = np.lib.format.read_magic(source)
+    if major not in (1, 2):
+        raise ValueError(f"stdin: a .npy of version {major}; save it anew with np.save")
+    header = getattr(np.lib.format, f"read_array_header_{major}_0")
+    shape, by_columns, kind = header(source)
     if shape[1:] != (D,) or not shape[0] or kind.kind not in "fiub":
         raise ValueError(f"stdin: a .npy of {shape} {kind}; real numbers (steps, {D}) are wanted")
     if by_columns:
@@ -52,15 +64,16 @@ def read_npy_header(source, D):
 
 def arriving(source, D, clock):
     """Observations (D,) from a binary stream; clock[0] is when the last one came."""
-    kind, steps, head = np.dtype(dtype), math.inf, source.read(len(NPY))
-    if head == NPY:
+    head = source.read(10)
+    source, kind, steps = rewound(head, source), np.dtype(dtype), math.inf
+    if head.startswith(np.lib.format.MAGIC_PREFIX):
         kind, steps = read_npy_header(source, D)
-        head = b""
+    elif re.fullmatch(NO_NUMBERS, head, re.S):
+        raise ValueError("stdin: a table, a .npz or .safetensors? raw numbers or a .npy are wanted")
     size, step = D * kind.itemsize, 0
     numbers = f"a step is {D} numbers of {kind}"
     while step < steps:
-        raw, head = head + source.read(max(size - len(head), 0)), b""
-        raw, head = raw[:size], raw[size:]
+        raw = source.read(size)
         if not raw and step and steps == math.inf:
             return
         if len(raw) < size:

@@ -9,6 +9,7 @@ import threading
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from conftest import ROOT, program
 
@@ -68,7 +69,8 @@ def test_a_npy_on_stdin_is_read_as_one(kind):
 
 
 def test_a_npy_that_cannot_be_followed_is_one_line():
-    x = np.zeros((4, 6), np.float32)
+    x, npz = np.zeros((4, 6), np.float32), io.BytesIO()
+    np.savez(npz, x)
     wrong = {
         saved(x)[:-5]: "stdin ended inside step 3: 19 of its 24 bytes",
         saved(x)[:-24]: "stdin ended inside step 3: 0 of its 24 bytes",
@@ -78,7 +80,10 @@ def test_a_npy_that_cannot_be_followed_is_one_line():
         saved(x.astype(complex)): "complex128; real numbers",
         saved(np.asfortranarray(x)): "by columns; save np.ascontiguousarray",
         saved(x) + saved(x): "more than the 4 steps of its .npy",
-        saved(x)[:6] + b"\7" + saved(x)[7:]: "unknown version",
+        saved(x)[:6] + b"\7" + saved(x)[7:]: "a .npy of version 7",
+        b"0.25,0.5,1e-3,1,1,1\n" * 6: "a table, a .npz or .safetensors?",
+        safetensors.torch.save(dict(x=torch.from_numpy(x))): "a table, a .npz or .safetensors?",
+        npz.getvalue(): "a table, a .npz or .safetensors?",
     }
     for raw, message in wrong.items():
         with pytest.raises(ValueError, match=message):
@@ -114,7 +119,7 @@ def test_the_rate_of_a_stream_is_that_of_the_data_set_if_it_is_at_hand(a_run, to
     assert capsys.readouterr().err == told
 
 
-def test_a_stream_that_breaks_off_or_is_no_numbers_is_one_line(follow):
+def test_a_stream_that_breaks_off_or_is_no_numbers_is_one_line():
     wrong = {
         bytes(30): "stdin ended inside step 1: 6 of its 24 bytes",
         bytes(24) + b"\xff" * 24: "stdin, step 1: not a finite",
@@ -122,7 +127,7 @@ def test_a_stream_that_breaks_off_or_is_no_numbers_is_one_line(follow):
     }
     for raw, message in wrong.items():
         with pytest.raises(ValueError, match=message):
-            follow(raw)
+            arrived(raw)
 
 
 def test_follow_writes_a_caption_as_soon_as_it_is_complete(a_run, toy):
