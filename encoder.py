@@ -33,6 +33,7 @@ from runtime.files import load_tensors, save_tensors, tensors_of
 MOST = 64  # tokens said at a step; then SILENCE is forced
 FORMAT = "2"  # of a checkpoint: any number of tokens a step; without one, a token a step
 CLIP = 3.0  # standard deviations
+MIXTURES = 1500  # of dense features, at random
 FEW = range(3, 25)  # values of a feature, with which each of them becomes a feature
 
 
@@ -45,8 +46,8 @@ class Features(nn.Module):
     """What is seen of a step: its state and its change since the last, in deviations.
 
     Where single values tell, each value of a feature that has few, and whether it was just taken
-    on. In `dense` observations, as a network's latents, the change of the change instead, the
-    difference from the mean of `past` steps before, and the positive part of all four.
+    on. In `dense` observations, as a network's latents, the difference from the mean of `past`
+    steps before instead, and the positive part of random mixtures (Rahimi & Recht 2008).
     """
 
     def __init__(self, obs_dim, dense=False, past=8, values=0):
@@ -58,6 +59,11 @@ class Features(nn.Module):
         self.register_buffer("column", torch.zeros(values, dtype=torch.int64))  # of each value
         self.register_buffer("value", torch.zeros(values))
         self.register_buffer("dense", torch.tensor(float(dense)))
+        if dense:
+            seed = torch.Generator().manual_seed(0)
+            mix = torch.randn(3 * obs_dim, MIXTURES, generator=seed) / math.sqrt(3 * obs_dim)
+            self.register_buffer("mix", mix)
+            self.register_buffer("shift", 2 * torch.rand(MIXTURES, generator=seed) - 1)
 
     def measure(self, episodes, sample=60):
         """Mean, deviation and values of each feature, from some episodes, one at a time."""
@@ -86,7 +92,9 @@ class Features(nn.Module):
 
     def size(self):
         """F, the number of features of a step."""
-        return 8 * len(self.mean) if self.dense else 2 * (len(self.mean) + len(self.value))
+        if self.dense:
+            return 3 * len(self.mean) + MIXTURES
+        return 2 * (len(self.mean) + len(self.value))
 
     def forward(self, obs):  # (.., N, D) -> (.., N, F)
         x = obs.to(self.mean.dtype)
@@ -99,8 +107,8 @@ class Features(nn.Module):
         if self.dense:
             still = x[..., :1, :].expand(*x.shape[:-2], self.past, -1)
             earlier = torch.cat((still, x[..., :-1, :]), -2).unfold(-2, self.past, 1).mean(-1)
-            parts += [deviations(change - before(change)), deviations(x - earlier)]
-            parts += [part.clamp(min=0) for part in parts]
+            parts.append(deviations(x - earlier))
+            parts.append((torch.cat(parts, -1) @ self.mix + self.shift).clamp(min=0))
         else:
             now = (x[..., self.column] == self.value).to(x.dtype)
             parts += [now, (now - before(now)).clamp(min=0)]
@@ -149,11 +157,15 @@ class Prior:
         """texts: lists of ids."""
         self.words = sorted({token for ids in texts for token in ids})
         self.place = {token: n for n, token in enumerate(self.words)}
-        self.counts = defaultdict(Counter)
+        after = defaultdict(Counter)
         for ids in texts:
             for k, token in enumerate(ids):
                 for context in self.contexts(ids[:k]):
-                    self.counts[context][self.place[token]] += 1
+                    after[context][self.place[token]] += 1
+        self.counts = {
+            context: (torch.tensor(list(n)), torch.tensor(list(n.values())))
+            for context, n in after.items()
+        }
 
     def contexts(self, ids, order=2):
         return [tuple(ids[len(ids) - n :]) for n in range(min(order, len(ids)) + 1)]
@@ -162,19 +174,17 @@ class Prior:
         """Over `words`; left_out: the next token, counted once less, for its own text shows it."""
         p = torch.full((len(self.words),), 1e-4 / len(self.words))
         for context in self.contexts(ids):
-            counts = Counter(self.counts.get(context))
-            if left_out is not None:
-                counts[self.place[left_out]] -= 1
-            counts = +counts
-            n = counts.total()
-            weight = n / (n + 0.5 * len(counts)) if n else 0.0
-            p = p * (1 - weight)
-            for token, count in counts.items():
-                p[token] += weight * count / n
+            if context in self.counts:
+                tokens, counts = self.counts[context]
+                if left_out is not None:
+                    counts = counts - (tokens == self.place[left_out]).long()
+                n = counts.sum()
+                p *= 1 - n / (n + 0.5 * (counts > 0).sum()).clamp(min=0.5)
+                p[tokens] += counts / (n + 0.5 * (counts > 0).sum()).clamp(min=0.5)
         return p.log()
 
 
-def dense_weights(X, target, offset, classes, penalty=0.01):
+def dense_weights(X, target, offset, classes, penalty=0.003):
     """argmin over W of cross-entropy(offset + X W^T, target) + penalty / 2 |W|^2."""
     W = torch.zeros(classes, X.shape[1], requires_grad=True)
     optimizer = torch.optim.LBFGS([W], max_iter=60, line_search_fn="strong_wolfe")
@@ -256,7 +266,7 @@ class Reader(nn.Module):
         """dense: whether all features may tell, or few. shared: texts that make a kind."""
         super().__init__()
         self.features, self.tokenizer = features, tokenizer
-        self.dense, self.shared, self.margin, self.f1 = dense, shared, MARGINS[0], 0.0
+        self.dense, self.shared, self.moment, self.f1 = dense, shared, MOMENTS[0], 0.0
         for name in ("offset", "starts", "told", "words"):
             self.register_buffer(name, None)
 
@@ -267,7 +277,7 @@ class Reader(nn.Module):
 
     def fit(self, episodes, annotated, text):
         """text: answers (tuples of ids) of episodes without observations."""
-        X, said = self.rows(episodes, annotated)  # (n, F), n answers
+        X, said, going = self.rows(episodes, annotated)  # (n, F), n answers
         own = [ids for ids in said if ids]
         kinds = kinds_of(own, self.shared)
         self.kinds, self.texts = sorted(set(kinds.values())), [*own, *text]
@@ -280,7 +290,12 @@ class Reader(nn.Module):
         share = torch.bincount(target, minlength=C + 1) / len(target)
         self.offset = share.clamp(min=1e-6).log()
         weights = dense_weights if self.dense else sparse_weights
-        self.starts = weights(X, target, self.offset, C + 1) * scale  # (C+1, F)
+        offset = self.offset.repeat(len(said), 1)
+        for n, ongoing in enumerate(going):
+            # whether what is going on happens again, nobody said
+            again = [number[kinds[ids]] for ids in ongoing if ids in kinds]
+            offset[n, [kind for kind in again if kind != target[n]]] = -math.inf
+        self.starts = weights(X, target, offset, C + 1) * scale  # (C+1, F)
         self.offset[C] += self.left_out.log()
 
         row, word, prior = [], [], []
@@ -300,21 +315,28 @@ class Reader(nn.Module):
 
     def rows(self, episodes, annotated):
         """Features of at most ROWS annotated steps with a caption and as many without, (n, F), and
-        their answers, () of those without; `left_out`: how much rarer the latter were made."""
+        their answers, () of those without, and the answers that go on there since an earlier step;
+        `left_out`: how much rarer those without were made."""
         steps = [(i, t) for i in annotated for t in episodes.known(i).nonzero()[0].tolist()]
         said = {
             (i, t): ids
             for i in annotated
             for t, ids in answers(episodes.known_captions(i), self.tokenizer).items()
         }
-        silent = [step for step in steps if step not in said]
+        going = defaultdict(list)
+        for i in annotated:
+            for caption in episodes.known_captions(i):
+                for t in range(caption.start + 1, caption.end):
+                    going[i, t].append(said[i, caption.start])
+        few = len(annotated) < FOLDS  # and what goes on would pass for silence of all else
+        silent = [step for step in steps if step not in said and not (few and step in going)]
         spoken, silent_some = (x[:: -(-len(x) // ROWS) or 1] for x in (sorted(said), silent))
         shares = [len(a) / max(len(b), 1) for a, b in ((spoken, said), (silent_some, silent))]
         self.left_out = torch.tensor((shares[0] or 1.0) / (shares[1] or 1.0))
         chosen, X = sorted(spoken + silent_some), []
         for i, group in itertools.groupby(chosen, lambda step: step[0]):
             X.append(self.features(episodes.obs(i))[[t for _, t in group]])
-        return torch.cat(X), [said.get(step, ()) for step in chosen]
+        return torch.cat(X), [said.get(s, ()) for s in chosen], [going.get(s, ()) for s in chosen]
 
     def logits(self, obs):
         """obs (N, D) -> of each kind and of silence (N, C+1), evidence of words (N, W)."""
@@ -322,17 +344,16 @@ class Reader(nn.Module):
         return self.offset + X @ self.starts.T, X @ self.words.T
 
     def captions(self, obs):  # (N, D) -> [Caption, ..]
-        return self.write(*self.logits(obs), self.margin)
+        return self.write(*self.logits(obs), self.moment)
 
-    def write(self, logits, evidence, margin):
-        """Silence has to be likelier by `margin`: where the moment of a change is not sharp, it is
-        the likeliest everywhere. What begins alike within a pause is said once."""
-        captions, latest, logits = [], {}, logits.clone()
-        logits[:, -1] -= margin
-        for t, kind in enumerate(logits.argmax(-1).tolist()):
-            if kind == len(self.kinds):
-                continue
-            ids = self.spell(self.kinds[kind], evidence[t])
+    def write(self, logits, evidence, moment, spelled=None):
+        """moment: reach and threshold. What begins alike within a pause is said once.
+        spelled: {(step, kind): ids} of other moments of the same."""
+        captions, latest, spelled = [], {}, {} if spelled is None else spelled
+        for t, kind in sorted(moments(logits, *moment)):
+            if (t, kind) not in spelled:
+                spelled[t, kind] = self.spell(self.kinds[kind], evidence[t])
+            ids = spelled[t, kind]
             for first, last in spans(ids):
                 begins = tuple(ids[first : first + 2])
                 if t - latest.get(begins, -math.inf) > self.pauses.get(begins, PAUSE):
@@ -351,7 +372,7 @@ class Reader(nn.Module):
 
     def save_pretrained(self, folder):
         """reader.safetensors: features and evidence; all else as JSON in its metadata."""
-        names = "dense shared margin f1 kinds texts".split()
+        names = "dense shared moment f1 kinds texts".split()
         about = {name: getattr(self, name) for name in names}
         about |= dict(past=self.features.past, pauses=list(self.pauses.items()))
         Path(folder).mkdir(parents=True, exist_ok=True)
@@ -368,11 +389,28 @@ class Reader(nn.Module):
         for name in ("offset", "starts", "told", "words"):
             setattr(reader, name, weights[name])
         reader.load_state_dict(weights)
-        reader.margin, reader.f1 = about["margin"], about["f1"]
+        reader.moment, reader.f1 = about["moment"], about["f1"]
         reader.kinds, reader.texts = (list(map(tuple, about[x])) for x in ("kinds", "texts"))
         reader.pauses = {tuple(begins): steps for begins, steps in about["pauses"]}
         reader.prior = Prior(reader.texts)
         return reader
+
+
+def moments(logits, reach, threshold):
+    """[(step, kind), ..] where a kind starts with that probability within `reach` steps, likeliest
+    first. What one explains counts for no other: all at its step, its kind within reach."""
+    p, said, width = logits.softmax(-1)[:, :-1].T.contiguous(), [], 2 * reach + 1  # (C, N)
+    while p.numel():
+        near = F.avg_pool1d(p, width, 1, reach) * width
+        kind, t = divmod(int(near.argmax()), p.shape[1])
+        if near[kind, t] < threshold:
+            break
+        first = max(t - reach, 0)
+        t = first + int(p[kind, first : t + reach + 1].argmax())
+        said.append((t, kind))
+        p[:, t] = 0
+        p[kind, max(t - reach, 0) : t + reach + 1] = 0
+    return said
 
 
 PAUSE = 7  # steps in which what begins alike is one caption, unless annotators repeat it sooner
@@ -393,12 +431,12 @@ def shortest_pauses(episodes, annotated, tokenizer):
 
 EVIDENCE = (False, False), (False, True), (True, True)  # features of a dense kind; dense weights
 SHARED = 1, 3, 10**9  # texts that make a kind: closed list .. first words
-MARGINS = 3.0, 2.0, 4.0
+MOMENTS = (1, 0.1), (1, 0.03), (1, 0.2), (3, 0.1), (3, 0.2), (3, 0.3)  # reach, threshold
 FOLDS = 4
 
 
 def choose_reader(episodes, annotated, tokenizer, text, past=8):
-    """A reader of the annotated episodes. Evidence, kinds and margin are those with which a reader
+    """A reader of the annotated episodes. Evidence, kinds and moments are those with which a reader
     of a part says best what is in the rest, by caption F1, which `f1` keeps; of those that are as
     good but for chance, the first.
 
@@ -418,7 +456,7 @@ def choose_reader(episodes, annotated, tokenizer, text, past=8):
         return Reader(measured[dense_features], tokenizer, dense_evidence, shared)
 
     def attempt(*choice):
-        if (*choice, MARGINS[0]) in tried:
+        if (*choice, MOMENTS[0]) in tried:
             return
         true, written = [], defaultdict(list)
         for fold in folds:
@@ -426,12 +464,12 @@ def choose_reader(episodes, annotated, tokenizer, text, past=8):
             one = reader(*choice).fit(episodes, others, text)
             for i in fold or annotated:
                 true.append(episodes.known_captions(i))
-                logits, known = one.logits(episodes.obs(i)), episodes.known(i)
-                for margin in MARGINS:
-                    captions = one.write(*logits, margin)
-                    written[margin].append([c for c in captions if known[c.start]])
-        for margin in MARGINS:
-            tried[(*choice, margin)] = score(true, written[margin])["f1"]
+                logits, known, spelled = one.logits(episodes.obs(i)), episodes.known(i), {}
+                for moment in MOMENTS:
+                    captions = one.write(*logits, moment, spelled)
+                    written[moment].append([c for c in captions if known[c.start]])
+        for moment in MOMENTS:
+            tried[(*choice, moment)] = score(true, written[moment])["f1"]
 
     def best():
         n = sum(len(episodes.known_captions(i)) for i in annotated)
@@ -439,7 +477,7 @@ def choose_reader(episodes, annotated, tokenizer, text, past=8):
         return next(choice for choice, f1 in tried.items() if f1 >= good)
 
     attempt(EVIDENCE[0], SHARED[0])
-    *choice, margin = EVIDENCE[0], SHARED[0], MARGINS[0]
+    *choice, moment = EVIDENCE[0], SHARED[0], MOMENTS[0]
     if len(annotated) >= FOLDS:  # fewer tell nothing
         for shared in SHARED[1:]:
             attempt(EVIDENCE[0], shared)
@@ -447,9 +485,9 @@ def choose_reader(episodes, annotated, tokenizer, text, past=8):
             attempt(evidence, best()[1])
         for shared in SHARED:
             attempt(best()[0], shared)
-        *choice, margin = best()
+        *choice, moment = best()
     chosen = reader(*choice).fit(episodes, annotated, text)
-    chosen.margin, chosen.f1, chosen.tried = margin, tried[(*choice, margin)], tried
+    chosen.moment, chosen.f1, chosen.tried = moment, tried[(*choice, moment)], tried
     return chosen
 
 

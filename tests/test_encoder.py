@@ -181,8 +181,10 @@ def test_what_is_seen_of_a_step_as_by_hand():
     assert features(obs).tolist() == expected and features.size() == 8
     features = Features(2, dense=True, past=2)
     features.mean[:], features.scale[:] = 1, 0.5
-    # state, change, its change, and the difference from the mean of two steps before
-    some = [[-0.5, 2, 0, 0, 0, 0, 0, 0], [0.5, 2, 1, 0, 1, 0, 1, 0], [0.5, 3, 0, 2, -1, 2, 0.5, 2]]
-    positive = [[max(x, 0) for x in row] for row in some]
-    assert features(obs).tolist() == [a + b for a, b in zip(some, positive, strict=True)]
-    assert features.size() == 16
+    # state, change, and the difference from the mean of two steps before
+    some = [[-0.5, 2, 0, 0, 0, 0], [0.5, 2, 1, 0, 1, 0], [0.5, 3, 0, 2, 0.5, 2]]
+    assert features(obs)[:, :6].tolist() == some
+    mixtures = (torch.tensor(some) @ features.mix + features.shift).clamp(min=0)
+    torch.testing.assert_close(features(obs)[:, 6:], mixtures)
+    assert torch.equal(features.mix, Features(2, dense=True).mix)
+    assert features.size() == features(obs).shape[1] == 6 + 1500
