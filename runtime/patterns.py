@@ -65,6 +65,8 @@ def matching(pattern):
         else:
             paths = [path for folder in paths for path in named(folder, part)]
     paths = sorted(set(paths) - {""})
+    if parts[-1:] == ("**",):  # what lies below, not where
+        paths = [path for path in paths if not os.path.isdir(path)]
     dead = {path for path in paths if os.path.islink(path) and not os.path.exists(path)}
     if dead:
         which = f"{len(dead)} links that lead nowhere, such as {min(dead)}"

@@ -52,6 +52,14 @@ def at_most(warnings):
     return warnings[:MANY] + more
 
 
+def sameness(episodes):
+    """A line for each of {name: its views} that is another one, whole or but for a step."""
+    same, shifted = alike(episodes)
+    lines = [f"{a} and {b} are equal: leave one out" for a, b, *_ in same]
+    lines += [f"{a} and {b} are equal but for a step: leave one out" for a, b, *_ in shifted]
+    return at_most(lines)
+
+
 def lost_changes(x, stored):
     """The feature of which the largest share of changes is lost in what is stored of x (N, D), and
     that share. x: numpy or torch; stored: torch."""

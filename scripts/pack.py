@@ -59,7 +59,7 @@ from runtime.shards import (
     write_meta,
 )
 from scripts.captions import read_all_captions, read_text
-from scripts.oddities import alike, at_most, views
+from scripts.oddities import at_most, sameness, views
 from scripts.recordings import (
     find_recordings,
     load,
@@ -220,14 +220,6 @@ def look_at(episode, recording, kept, seen, lost):
     lost += lost_in(recording, obs, kept)
 
 
-def warn(seen, lost):
-    """Says what is odd about the episodes that were packed."""
-    _, shifted = alike(seen)
-    pairs = [f"{a} and {b} are equal but for a step: leave one out" for a, b, *_ in shifted]
-    for warning in [*at_most(lost), *at_most(pairs)]:
-        print(f"warning: {warning}", file=sys.stderr)
-
-
 def pack(folder, shards, texts, meta, kept):
     """Makes the data set consist of these shards, and of what else is in its folder NEW. Those
     packed before and intact stay as they are. Until the others are whole so does the old data set.
@@ -257,7 +249,8 @@ def pack(folder, shards, texts, meta, kept):
         write_shard(new, *shard, episodes)
         begun[name] = key
         write_json(staying | begun if part else begun, record)
-    warn(seen, lost)
+    for warning in [*at_most(lost), *sameness(seen)]:
+        print(f"warning: {warning}", file=sys.stderr)
     if part:
         write_json(staying | begun, record)
     else:

@@ -45,6 +45,13 @@ def test_arrays_that_are_equal_but_for_a_step_are_told(transitions, packed, caps
     assert warnings.count("warning: leakage: equal but for a step: ") == 2  # of val, of test
 
 
+def test_episodes_that_are_equal_are_told(folder, packed, capsys):  # noqa: F811
+    (folder / "raw/ep7.npy").unlink()
+    (folder / "raw/ep7.npy").symlink_to("ep3.npy")
+    packed()
+    assert "warning: ep3 and ep7 are equal: leave one out\n" in capsys.readouterr().err
+
+
 def test_arrays_of_one_file_alone_are_split_which_is_told(folder, packed, capsys):  # noqa: F811
     arrays = {f"part{n}": np.random.default_rng(n).random((30, 4)) for n in range(6)}
     np.savez(folder / "all.npz", **arrays)
