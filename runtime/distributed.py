@@ -93,6 +93,9 @@ def tell_ranks():
     """Says from where this process has its rank, where that may be a mistake."""
     if LEFT_OVER:
         print(LEFT_OVER, file=sys.stderr)
+    if WORLD > LOCAL_WORLD and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        why = "or nodes that count restarts otherwise wait for each other"
+        print0(f"warning: before torchrun, export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1, {why}")
 
 
 @exits_with_peers()
@@ -104,8 +107,10 @@ def init(device):
         device = f"cuda:{LOCAL_RANK}"
         torch.cuda.set_device(device)
     if WORLD > 1:
-        # a prefix of its own for each restart, or the addresses of dead processes are found
-        store = dist.PrefixStore(str(RESTARTS), meet())
+        store = meet()
+        if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+            # it outlives a restart: without a prefix the addresses of dead processes are found
+            store = dist.PrefixStore(str(RESTARTS), store)
         backend = "nccl" if device.startswith("cuda") else "gloo"
         an_hour = timedelta(hours=1)  # rank 0 evaluates while the others wait
         dist.init_process_group(backend, None, an_hour, WORLD, RANK, store)
