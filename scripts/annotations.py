@@ -28,7 +28,7 @@ from runtime.patterns import composed
 
 TIMES = "start", "end", "Time", "Time offset (s)", "Start (s)", "Stop (s)"
 WRITTEN = "written by an encoder"  # where a format has room, scripts.export says so
-UNUSED = set(b"\x81\x8d\x8f\x90\x9d")  # of Windows-1252
+NEWLINE, UNUSED = b"\n", set(b"\x81\x8d\x8f\x90\x9d")  # of Windows-1252
 ALONE = r"(default|captions)( \d+)?"  # tiers whose name is no part of what they say
 
 
@@ -51,29 +51,25 @@ def parsed(parse, *arguments, **settings):
 def decoded(path):
     """The text of a file in UTF-8 or UTF-16, or else, with a warning, in Windows-1252."""
     content = regular_file(path).read_bytes()
-    encoding = "utf-8-sig"
-    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        encoding = "utf-16"
-    elif b"\0" in content[:2]:
+    marked = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    encoding = "utf-16" if marked else "utf-8-sig"
+    if b"\0" in content[:2]:
         encoding = "utf-16-be" if content[0] == 0 else "utf-16-le"
     try:
         return content.decode(encoding)
     except UnicodeDecodeError as error:
-        reason, line = str(error), 1 + content.count(b"\n", 0, error.start)
-    mixed = not content.decode("utf-8", "ignore").isascii()  # then it is rather broken
-    if encoding != "utf-8-sig" or mixed or UNUSED & set(content):
-        raise ValueError(f"line {line}: not UTF-8 ({reason}); save it as UTF-8")
-    text = content.decode("cp1252")
-    sample = text.splitlines()[line - 1]
-    problem = f"not UTF-8, read as Windows-1252, as in {sample!r:.80}; else save it as UTF-8"
-    print(f"warning: {path}, line {line}: {problem}", file=sys.stderr)
-    return text
+        problem = f"line {1 + content.count(NEWLINE, 0, error.start)}: not UTF-8"
+        broken = not content.decode("utf-8", "ignore").isascii()  # it is UTF-8 elsewhere
+        if encoding != "utf-8-sig" or broken or UNUSED & set(content):
+            raise ValueError(f"{problem} ({error}); save it as UTF-8") from None
+        sample = content[max(error.start - 20, 0) : error.end + 20].decode("cp1252").split("\n")[0]
+    print(f"warning: {path}, {problem}, read as Windows-1252: {sample!r}", file=sys.stderr)
+    return content.decode("cp1252")
 
 
 def read_table(path):
-    """The columns of a table, and (place, {column: field}) for each row that is not empty; of a row
-    of several lines the last one's. Commas, semicolons or tabs part fields; but between commas
-    a number may have a decimal comma."""
+    """The columns of a table, and (place, {column: field}) for each row that is not empty. Commas,
+    semicolons or tabs part fields; with the latter two a number may have a decimal comma."""
     text = decoded(path)
     if '\\"' in text:
         line = 1 + text[: text.index('\\"')].count("\n")
@@ -81,21 +77,21 @@ def read_table(path):
         print(f"warning: {path}, line {line}: {problem}", file=sys.stderr)
     delimiter = max(",;\t", key=text.strip().partition("\n")[0].count)
     csv.field_size_limit(2**31 - 1)  # a long field is told by its line
-    reader = csv.DictReader(io.StringIO(text.lstrip()), delimiter=delimiter)
-    reader.fieldnames = [name.strip() for name in reader.fieldnames or []]
-    for name in reader.fieldnames:
-        if reader.fieldnames.count(name) > 1 and name:
+    reader = csv.DictReader(io.StringIO(text.lstrip("\r\n")), delimiter=delimiter)
+    columns = reader.fieldnames = [name.strip() for name in reader.fieldnames or []]
+    for name in columns:
+        if name and columns.count(name) > 1:
             raise ValueError(f"two columns are called {name}")
+    return columns, table_rows(reader, () if delimiter == "," else TIMES)
 
-    def rows():
-        for row in reader:
-            for name in TIMES if delimiter != "," else ():
-                if re.fullmatch(r"\s*-?\d*,\d+\s*", row.get(name) or ""):
-                    row[name] = row[name].replace(",", ".")
-            if any(field for field in row.values() if not isinstance(field, str) or field.strip()):
-                yield f"line {reader.line_num}", row
 
-    return reader.fieldnames, rows()
+def table_rows(reader, times):
+    for row in reader:
+        for name in times:
+            if re.fullmatch(r"\s*-?\d*,\d+\s*", row.get(name) or ""):
+                row[name] = row[name].replace(",", ".")
+        if any(field for field in row.values() if not isinstance(field, str) or field.strip()):
+            yield f"line {reader.line_num}", row
 
 
 def choose_episode(names, episodes):
@@ -109,10 +105,6 @@ def choose_episode(names, episodes):
 def nothing(episode):
     """The row that says that an episode is annotated, though nothing may happen in it."""
     return "", dict(episode=episode, start="", text="")
-
-
-# -----------------------------------------------------------------------------
-# tiers
 
 
 def in_tier(tier, text):
@@ -131,26 +123,25 @@ def aligned_times(tier, times):
 
 def elan_rows(path, episodes):
     eaf = parsed(library("pympi", "pympi-ling").Eaf, path, suppress_version_warning=True)
-    media = [file["MEDIA_URL"] for file in eaf.media_descriptors if file.get("MEDIA_URL")]
-    origin = int(([*eaf.media_descriptors, {}])[0].get("TIME_ORIGIN") or 0)
-    episode = choose_episode([path, *media], episodes)
+    media = [file for file in eaf.media_descriptors if file.get("MEDIA_URL")]
+    origin = int((media or [{}])[0].get("TIME_ORIGIN") or 0)
+    episode = choose_episode([path, *(file["MEDIA_URL"] for file in media)], episodes)
     yield nothing(episode)
     parents, times = {}, {}
     for aligned, referring, *_ in eaf.tiers.values():
         parents |= {name: parent for name, (parent, *_) in referring.items()}
         times |= parsed(aligned_times, aligned, eaf.timeslots)
     for tier, (aligned, referring, about, _) in eaf.tiers.items():
-        texts = [(name, x[2]) for name, x in aligned.items()]
-        texts += [(name, x[1]) for name, x in referring.items()]
-        about = dict(sure="") if about.get("ANNOTATOR") == WRITTEN else {}
-        for name, text in texts:
+        written = dict(sure="") if about.get("ANNOTATOR") == WRITTEN else {}
+        texts = {name: x[2] for name, x in aligned.items()}
+        texts |= {name: x[1] for name, x in referring.items()}
+        for name, text in texts.items():
             own = name
             while own in parents:  # it has no times of its own
                 own = parents[own]
             start, end = ((t + origin) / 1000 for t in times[own])
-            text = in_tier(tier, text)
-            row = dict(episode=episode, start=start, end=end, text=text, unit="seconds")
-            yield f"tier {tier}, annotation {name}", row | about
+            row = dict(episode=episode, start=start, end=end, unit="seconds") | written
+            yield f"tier {tier}, annotation {name}", row | dict(text=in_tier(tier, text))
 
 
 def praat_rows(path, episodes):
@@ -163,10 +154,6 @@ def praat_rows(path, episodes):
         for start, *end, text in tier.entries:
             row = dict(episode=episode, start=start, end=end[0] if end else "", unit="seconds")
             yield f"tier {tier.name}, {start:g} s", row | dict(text=in_tier(tier.name, text))
-
-
-# -----------------------------------------------------------------------------
-# a row an event
 
 
 SRT_TAG = r"</?(b|i|u|s|font)\b[^<>]*>|{\\an?\d+}"  # it has no others, nor a way to write a <
@@ -210,14 +197,6 @@ def audacity_rows(path, episodes):
 BORIS = {"Observation id", "Behavior"}  # columns that tell its tables
 
 
-def of_video(time, offset):
-    """A time of an observation as one of its video."""
-    try:
-        return float(time) - float(offset or 0)
-    except ValueError:
-        raise ValueError(f"the time {time!r:.40} is no seconds") from None
-
-
 def boris_rows(rows, episodes):
     running, videos = {}, {}  # states that began; the video of an observation
     for place, row in rows:
@@ -236,14 +215,13 @@ def boris_rows(rows, episodes):
             running[name, text] = place, start
             continue
         if kind == "STOP":
-            if (name, text) not in running:
-                raise ValueError(f"{place}: {text!r} stops, but never started; mend it in BORIS")
-            end = start
-            place, start = running.pop((name, text))
-        start, end = (
-            of_video(time, row.get("Time offset (s)")) if time not in (None, "", "NA") else ""
-            for time in (start, end)
-        )
+            place, start, end = *running.pop((name, text), (place, None)), start
+        times = (start, end) if end not in (None, "", "NA") else (start, start)
+        try:
+            start, end = (float(time) - float(row.get("Time offset (s)") or 0) for time in times)
+        except (TypeError, ValueError):
+            problem = "seconds are wanted, and a START for each STOP"
+            raise ValueError(f"{place}: {text!r} at {times}: {problem}") from None
         yield place, dict(episode=episode, start=start, end=end, text=text, unit="seconds")
     for (name, text), (place, _) in running.items():
         raise ValueError(f"{place}: {text!r} of {name} starts, but never stops; mend it in BORIS")
@@ -285,10 +263,5 @@ def label_studio_rows(path, episodes, frame_rate):
                     yield f"task {number}", row | dict(unit="seconds" if frames else "")
 
 
-READERS = {
-    ".eaf": elan_rows,
-    ".textgrid": praat_rows,
-    ".srt": subtitle_rows,
-    ".vtt": subtitle_rows,
-    ".txt": audacity_rows,
-}
+READERS = {".eaf": elan_rows, ".textgrid": praat_rows, ".txt": audacity_rows}
+READERS |= dict.fromkeys((".srt", ".vtt"), subtitle_rows)

@@ -25,7 +25,7 @@ from scripts.annotations import (
 LONGEST = 10**6  # steps of an episode of which there is only text
 
 
-def table_rows(path, steps):
+def of_table(path, steps):
     """(place, row) of a table, ours or one of BORIS."""
     columns, rows = read_table(path)
     if BORIS <= set(columns):
@@ -55,7 +55,7 @@ def read_rows(path, steps, frame_rate):
     """(place, row) of a file, as its ending says."""
     ending = Path(path).suffix.lower()
     if ending in (".csv", ".tsv"):
-        return table_rows(path, steps)
+        return of_table(path, steps)
     if ending == ".json" and decoded(path).lstrip().startswith("["):
         return label_studio_rows(path, steps, frame_rate)
     if ending in (".jsonl", ".json"):

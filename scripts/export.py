@@ -9,9 +9,11 @@ encoder wrote them; but a .srt has no place to say so, and counts as a person's.
 """
 
 from configurator import check_range, configure, run
+import glob
 import html
 import math
 import mimetypes
+import os
 import re
 from pathlib import Path
 
@@ -29,6 +31,7 @@ data = ""  # folder of a data set; '': the run's
 split = "test"  # which of its splits
 format = "vtt"  # 'vtt' | 'srt' | 'eaf'
 out = ""  # folder for the files
+videos = ""  # folder of the videos that files of ELAN play; '': the files' own
 hold = 2.0  # seconds a subtitle stays, or until the next; 0: a step, which is all a caption has
 min_prob = 0.0  # captions with a less sure token are left out
 device = "auto"  # 'auto' | 'cpu' | 'cuda' | 'mps'
@@ -58,53 +61,43 @@ def milliseconds(caption, rate):
     return math.ceil(start - 1e-6), math.floor(end + 1e-6)
 
 
-def clock(ms, mark):
-    seconds, ms = divmod(ms, 1000)
-    return f"{seconds // 3600:02}:{seconds // 60 % 60:02}:{seconds % 60:02}{mark}{ms:03}"
-
-
 def subtitles(captions, rate):
     """The text of a .vtt or .srt file."""
-    vtt = format == "vtt"
-    lines = [f"WEBVTT {WRITTEN}\n"] * vtt
+    vtt, blocks = format == "vtt", []
     for n, caption in enumerate(captions, 1):
-        start, end = (clock(ms, "." if vtt else ",") for ms in milliseconds(caption, rate))
+        times = (divmod(ms, 1000) for ms in milliseconds(caption, rate))
+        times = (f"{s // 3600:02}:{s // 60 % 60:02}:{s % 60:02},{ms:03}" for s, ms in times)
+        line = " --> ".join(times).replace(",", "." if vtt else ",")
         text = html.escape(caption.text, quote=False) if vtt else caption.text
-        lines.append(f"{n}\n{start} --> {end}\n{text}\n")
-    return "\n".join(lines)
-
-
-def on_tiers(captions):
-    """Captions in lists in which none overlaps another, as ELAN has tiers."""
-    tiers = [[]]
-    for caption in captions:
-        free = [tier for tier in tiers if not tier or tier[-1].end <= caption.start]
-        tiers += [] if free else [[]]
-        (free or tiers[-1:])[0].append(caption)
-    return tiers
+        blocks.append(f"{n}\n{line}\n{text}\n")
+    return "\n".join([f"WEBVTT {WRITTEN}\n"] * vtt + blocks)
 
 
 def write_elan(path, captions, rate, video):
-    """A file for ELAN; video: the file that it plays, or None."""
-    eaf = library("pympi", "pympi-ling").Eaf(author=WRITTEN)
-    eaf.remove_tier("default")
-    for n, tier in enumerate(on_tiers(captions), 1):
-        name = "captions" if n == 1 else f"captions {n}"
-        eaf.add_tier(name, ann=WRITTEN)
-        for caption in tier:
-            eaf.add_annotation(name, *milliseconds(caption, rate), caption.text)
+    """A file for ELAN, in whose tiers nothing overlaps; video: the file that it plays, or None."""
+    eaf, ends = library("pympi", "pympi-ling").Eaf(author=WRITTEN), {"captions": 0}
+    eaf.rename_tier("default", "captions")
+    for caption in captions:
+        free = [tier for tier, end in ends.items() if end <= caption.start]
+        tier = free[0] if free else f"captions {len(ends) + 1}"
+        if not free:
+            eaf.add_tier(tier)
+        ends[tier] = caption.end
+        eaf.add_annotation(tier, *milliseconds(caption, rate), caption.text)
+    for tier in ends:
+        eaf.get_parameters_for_tier(tier)["ANNOTATOR"] = WRITTEN
     if video:
         kind = mimetypes.guess_type(video)[0]
-        eaf.add_linked_file(video.resolve().as_uri(), f"./{video.name}", kind)
+        eaf.add_linked_file(video.resolve().as_uri(), os.path.relpath(video, out), kind)
     eaf.to_file(path)
 
 
 def write(path, captions, steps, rate):
     path.parent.mkdir(parents=True, exist_ok=True)
     if format == "eaf":
-        kinds = {x: mimetypes.guess_type(x)[0] or "" for x in path.parent.glob("*.*")}
-        beside = [x for x, kind in kinds.items() if re.match("video|audio", kind)]
-        video = next((x for x in beside if x.stem == path.stem), None)
+        beside = Path(videos or path.parent).glob(f"{glob.escape(path.stem)}.*")
+        kinds = {x: mimetypes.guess_type(x)[0] or "" for x in beside}
+        video = next((x for x, kind in kinds.items() if re.match("video|audio", kind)), None)
         replace(path, lambda hidden: write_elan(hidden, captions, rate, video))
     else:
         text = subtitles(held(captions, steps, rate), rate)

@@ -175,7 +175,7 @@ def test_states_and_points_of_boris(tmp_path, delimiter):
     path.write_text(boris(TABULAR, *events[:4], delimiter=delimiter))
     assert "line 3: 'rat run fast' of first starts, but never stops" in refused(path)
     path.write_text(boris(TABULAR, *events[3:], delimiter=delimiter))
-    assert "line 2: 'rest' stops, but never started" in refused(path)
+    assert "line 2: 'rest' at (None, '3.0'): seconds are wanted, and a START" in refused(path)
 
 
 def test_aggregated_events_of_boris(tmp_path):
@@ -291,7 +291,7 @@ def test_half_a_millisecond_before_a_step_is_that_step(tmp_path):
 @pytest.mark.parametrize("name", ["captions.xlsx", "captions.npy", "captions"])
 def test_endings_that_are_not_read_are_told_those_that_are(tmp_path, name):
     (tmp_path / name).write_text("episode,start,text\n")
-    assert ".csv .tsv .jsonl .json .eaf .textgrid .srt .vtt .txt" in refused(tmp_path / name)
+    assert ".csv .tsv .jsonl .json .eaf .textgrid .txt .srt .vtt" in refused(tmp_path / name)
 
 
 @pytest.mark.parametrize("ending", ["eaf", "TextGrid", "srt", "vtt"])

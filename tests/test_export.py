@@ -101,7 +101,8 @@ def test_subtitles_stay_until_the_next(tmp_path, ending):
 
 def test_a_file_of_elan_has_no_overlaps_in_a_tier_and_plays_the_video(tmp_path, monkeypatch):
     pympi = pytest.importorskip("pympi", reason="pip install pympi-ling")
-    monkeypatch.setattr(export, "format", "eaf")
+    for name, value in dict(format="eaf", videos=str(tmp_path), out=str(tmp_path / "x")).items():
+        monkeypatch.setattr(export, name, value)
     (tmp_path / "ep.mp4").touch()
     said = [Caption(5, 6, "a"), Caption(5, 6, "b"), Caption(6, 7, "c")]
     _, path = exported(tmp_path, said, 25)
@@ -112,7 +113,7 @@ def test_a_file_of_elan_has_no_overlaps_in_a_tier_and_plays_the_video(tmp_path, 
         "captions 2": [(200, 240, "b")],
     }
     [video] = eaf.get_linked_files()
-    assert video["RELATIVE_MEDIA_URL"] == "./ep.mp4" and video["MIME_TYPE"] == "video/mp4"
+    assert video["RELATIVE_MEDIA_URL"] == "../ep.mp4" and video["MIME_TYPE"] == "video/mp4"
 
 
 def test_a_run_is_exported_and_packed_as_an_encoder_s(handed, tmp_path, ending):
@@ -183,7 +184,7 @@ def test_a_card_tells_what_a_checkpoint_is_and_how_to_load_it(handed, tmp_path):
     assert (
         "test: 3 episodes, 120 steps" in card
         and "source: toy" in card
-        and "predict_weight = 0" in card
+        and "`predict_weight=0`" in card
     )
     arm = dict(row, texts={"a|b <c>": [0.25, 7]})
     (run / "results.json").write_text(json.dumps(dict(captions={"encoder": arm})))
