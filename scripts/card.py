@@ -54,19 +54,17 @@ def scores_of(out_dir, folder):
     """Tables of the scores on validation and, where bench.report measured it, on the test."""
     log, results = Path(out_dir, "log.jsonl"), Path(out_dir, "results.json")
     lines = log.read_text(errors="replace").splitlines() if log.is_file() else []
-    lines = [line for line in lines if checkpoint.logged_step(line) == int(folder.name[5:])]
-    measured, by_text = {"validation": json.loads(line) for line in lines}, ""
+    step, by_text = int(folder.name[5:]), ""
+    rows = [("validation", json.loads(x)) for x in lines if checkpoint.logged_step(x) == step]
     if results.is_file() and results.stat().st_mtime > (folder / "checksums.json").stat().st_mtime:
         arms = read_json(results)["captions"]
-        measured |= {f"test, {arm}": scores for arm, scores in arms.items()}
-        texts = list(arms["encoder"]["texts"].items())[:MOST]
-        by_text = table(
-            ["caption", "of test", "F1"], *([x, n, f"{f1:.2f}"] for x, (f1, n) in texts)
-        )
+        rows += [(f"test, {arm}", scores) for arm, scores in arms.items()]
+        texts = [[x, n, f"{f1:.2f}"] for x, (f1, n) in arms["encoder"]["texts"].items()]
+        by_text = table(["caption", "of test", "F1"], *texts[:MOST])
     else:
         hint = f"python -m bench.report {out_dir}; python -m scripts.card {out_dir}"
         print(f"F1 by caption is not in it: {hint}", file=sys.stderr)
-    rows = [[name, *(f"{of[x]:.3f}" for x in SCORES)] for name, of in measured.items()]
+    rows = [[name, *(f"{of[x]:.3f}" for x in SCORES)] for name, of in rows]
     return table(["episodes", *SCORES], *rows) + "\n" + by_text
 
 

@@ -88,7 +88,7 @@ def write_elan(path, captions, rate, video):
         eaf.get_parameters_for_tier(tier)["ANNOTATOR"] = WRITTEN
     if video:
         kind = mimetypes.guess_type(video)[0]
-        eaf.add_linked_file(video.resolve().as_uri(), os.path.relpath(video, out), kind)
+        eaf.add_linked_file(video.resolve().as_uri(), os.path.relpath(video, path.parent), kind)
     eaf.to_file(path)
 
 

@@ -101,9 +101,10 @@ def test_subtitles_stay_until_the_next(tmp_path, ending):
 
 def test_a_file_of_elan_has_no_overlaps_in_a_tier_and_plays_the_video(tmp_path, monkeypatch):
     pympi = pytest.importorskip("pympi", reason="pip install pympi-ling")
-    for name, value in dict(format="eaf", videos=str(tmp_path), out=str(tmp_path / "x")).items():
+    for name, value in dict(format="eaf", videos=str(tmp_path / "clips")).items():
         monkeypatch.setattr(export, name, value)
-    (tmp_path / "ep.mp4").touch()
+    (tmp_path / "clips").mkdir()
+    (tmp_path / "clips/ep.mp4").touch()
     said = [Caption(5, 6, "a"), Caption(5, 6, "b"), Caption(6, 7, "c")]
     _, path = exported(tmp_path, said, 25)
     eaf = pympi.Eaf(path)
@@ -113,7 +114,7 @@ def test_a_file_of_elan_has_no_overlaps_in_a_tier_and_plays_the_video(tmp_path, 
         "captions 2": [(200, 240, "b")],
     }
     [video] = eaf.get_linked_files()
-    assert video["RELATIVE_MEDIA_URL"] == "../ep.mp4" and video["MIME_TYPE"] == "video/mp4"
+    assert video["RELATIVE_MEDIA_URL"] == "clips/ep.mp4" and video["MIME_TYPE"] == "video/mp4"
 
 
 def test_a_run_is_exported_and_packed_as_an_encoder_s(handed, tmp_path, ending):
