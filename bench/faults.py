@@ -1,25 +1,21 @@
 """
-What faults do to a run: kills it, fills its disk, changes bytes of what it wrote and reads.
+What a kill does to a run.
 
-    python -m bench.faults                                       about half an hour on two cores
-    python -m bench.faults --kills=2 --flips=30 --disks=2        the short form
-
-Generated faults of all that programs read are in bench/faults_cases.py.
+    python -m bench.faults --times=8
 
 A kill is a SIGKILL at a random moment. Then the run is resumed until it ends, and its last
-checkpoint compared with that of an uninterrupted run, bit for bit. A changed byte is harmless if
-all that is read is as it was.
+checkpoint compared with that of an uninterrupted run, bit for bit. Faults of all that programs read
+are in bench/faults_cases.py.
 """
 
-import configurator
-import argparse
+from configurator import check_range, configure
+from configurator import run as run_program
 import functools
 import os
 import random
 import resource
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -31,10 +27,12 @@ import torch
 from tqdm import tqdm
 
 import train
-from data import Caption, Episode, Episodes, write_shard
-from encoder import Encoder
+from data import Caption, Episode, write_shard
 from runtime import checkpoint
 from runtime.shards import write_meta
+
+times = 50  # runs
+seed = 0  # of the moments
 
 SETTINGS = """train.py --n_embd=32 --n_layer=2 --n_head=2 --T=16 --K=2 --batch_size=4
     --n_annotated=6 --device=cpu
@@ -95,16 +93,16 @@ def wait(process):
 
 def trains(data, out):
     sys.argv = [*SETTINGS, f"--data={data}", f"--out_dir={out}"]
-    configurator.run(train.main)
+    run_program(train.main)
 
 
-def run(data, out, kill_after=None, limit=None):
+def run(data, out, kill_after=None):
     """A run of train.py in a process of its own: (exit code, what it printed).
 
     kill_after: (evaluations, seconds) to wait for before it is killed.
     """
     output = data.parent / "output.txt"
-    process = fork(functools.partial(trains, data, out), output, limit)
+    process = fork(functools.partial(trains, data, out), output)
     if kill_after:
         log = out / "log.jsonl"
         while not log.exists() or log.read_text().count("\n") < kill_after[0]:
@@ -144,103 +142,17 @@ def kills(n, data, folder, rng):
     return equal, saving, before_first
 
 
-def disks(n, data, folder, rng):
-    """How many of n runs on disks too small end in one line, with what was saved before intact."""
-    sizes = checkpoint.checksums(checkpoint.newest(folder / "whole")).values()
-    size = sum(size for size, _ in sizes)
-    intact = real = 0
-    for i in tqdm(range(n), "full disks"):
-        disk = folder / f"disk-{i}"
-        disk.mkdir()
-        room = int(size * rng.uniform(0.1, 2.9))  # a run keeps two, of which the last is best here
-        mount = ["mount", "-t", "tmpfs", "-o", f"size={room}", "tmpfs", disk]
-        tmpfs = subprocess.run(mount, capture_output=True).returncode == 0
-        real += tmpfs
-        code, printed = run(data, disk / "out", limit=None if tmpfs else max(room // 12, 1))
-        for path in checkpoint.checkpoints(disk / "out"):
-            checkpoint.verify(path)  # raises where one is not whole
-        one_line = printed.count("make room") == 1 and "Traceback" not in printed
-        ended = code == 2 and one_line and not list((disk / "out").glob(".step-*"))
-        intact += ended
-        if not ended:
-            tqdm.write(f"{room:,} bytes of {size:,}: exit code {code}: {printed[-600:]}")
-        if tmpfs:
-            subprocess.run(["umount", disk], check=True)
-    return intact, real
-
-
-def read(data, out):
-    """All that a fault could make wrong: observations, text, weights, state."""
-    content = []
-    for split in ("train", "val", "test"):
-        episodes = Episodes(data, split)
-        for i in range(len(episodes)):
-            annotated = episodes.records[i]["annotated"]
-            content.append((episodes.obs(i).tolist(), episodes.captions(i), annotated))
-    folder = checkpoint.best(out)
-    checkpoint.verify(folder)
-    weights = Encoder.from_pretrained(folder / "encoder").state_dict()
-    weights = {name: x.tolist() for name, x in weights.items()}
-    return content, weights, (folder / "state.pt").read_bytes(), folder.name
-
-
-def flips(n, data, folder, rng):
-    """Changes a random byte of a random file, n times: how often it was caught, or harmless."""
-    out, count = folder / "whole", dict(caught=0, harmless=0, traceback=0, wrong=0)
-    paths = [*data.iterdir(), *checkpoint.best(out).rglob("*")]
-    paths = sorted(path for path in paths if path.is_file())
-    right = read(data, out)
-    for i in tqdm(range(n), "changed bytes"):
-        path = rng.choice(paths)
-        before = path.read_bytes()
-        # headers are small, and matter
-        at = rng.randrange(min(len(before), 200) if i % 4 == 0 else len(before))
-        changed = bytearray(before)
-        changed[at] ^= rng.randrange(1, 256)
-        path.write_bytes(changed)
-        try:
-            outcome = "harmless" if read(data, out) == right else "wrong"
-        except (ValueError, FileNotFoundError):
-            outcome = "caught"
-        except Exception as error:
-            outcome = "traceback"
-            tqdm.write(f"{type(error).__name__}: {error}")
-        if outcome in ("wrong", "traceback"):
-            tqdm.write(f"{path}, byte {at}: {before[at]} -> {changed[at]}: {outcome}")
-        count[outcome] += 1
-        path.unlink()  # a new file: the old one may still be mapped
-        path.write_bytes(before)
-    return count
-
-
 def main():
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--kills", type=int, default=50)
-    parser.add_argument("--disks", type=int, default=20)
-    parser.add_argument("--flips", type=int, default=200)
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
-    rng = random.Random(args.seed)
+    configure(globals())
+    check_range(globals(), 1, "times")
+    rng = random.Random(seed)
     with tempfile.TemporaryDirectory() as folder:
-        folder = Path(folder)
-        data = make_data(folder / "data")
-        equal, saving, before_first = kills(args.kills, data, folder, rng)
-        intact, real = disks(args.disks, data, folder, rng)
-        count = flips(args.flips, data, folder, rng)
-    killed = (
-        f"{equal} ended bit-identical ({saving} killed within a save, {before_first} before one)"
-    )
-    print(f"""
-| fault | times | outcome |
-|---|---|---|
-| SIGKILL at a random moment, then --resume | {args.kills} | {killed} |
-| disk full ({real} tmpfs) | {args.disks} | {intact} ended in one line, all checkpoints intact |
-| a byte changed in data set or checkpoint | {args.flips} | {count["caught"]} clear errors, \
-{count["harmless"]} harmless, {count["traceback"]} tracebacks, {count["wrong"]} wrong |""")
-    good = equal == args.kills and intact == args.disks
-    return int(not good or count["wrong"] + count["traceback"] > 0)
+        data = make_data(Path(folder, "data"))
+        equal, saving, before_first = kills(times, data, Path(folder), rng)
+    print(f"{equal} of {times} killed runs ended bit-identical", end="; ")
+    print(f"{saving} were killed within a save, {before_first} before one")
+    sys.exit(equal < times)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_program(main)

@@ -4,8 +4,9 @@ Generated faults: something a program reads is broken, and the program is run.
     python -m bench.faults_cases --seed=0             500 cases, two minutes on one core
 
 Each case breaks one file (bench/faults_injuries.py says how), of a data set, a run, a pretrained
-folder, a config file, of what scripts.pack reads or of recordings. Good outcomes: one line that
-names the place, and exit code 2; or a result as without the fault. Bad ones, all told and counted:
+folder, of what scripts.pack reads or of recordings, or is what the world does
+(bench/faults_world.py). Good outcomes: one line that names the place, and exit code 2; or a result
+as without the fault. Bad ones, all told and counted:
 
     traceback     anything else on stderr, or a line that does not say where
     hang          no end within SECONDS
@@ -14,7 +15,6 @@ names the place, and exit code 2; or a result as without the fault. Bad ones, al
 """
 
 import configurator
-import argparse
 import contextlib
 import faulthandler
 import fnmatch
@@ -33,12 +33,16 @@ from tqdm import tqdm
 
 from bench import faults_injuries as injuries
 from bench import faults_subjects as subjects
+from bench import faults_world as world
 from bench.faults_injuries import DETECTABLE, WHOLE
+
+n = 500  # cases, over all that is broken
+seed = 0  # of what is drawn
 
 SECONDS = 30
 INPUT = [injury for injury in WHOLE if injury is not injuries.truncate]
 JSON = injuries.json_value, injuries.json_kind
-CSV = injuries.csv_field, injuries.csv_columns, injuries.encoding, injuries.same_text, *INPUT
+CSV = injuries.csv_field, injuries.csv_columns, *INPUT
 # name: how it is made, how it is used, and which injuries which of its files get
 SUBJECTS = {
     "data set": (
@@ -54,7 +58,11 @@ SUBJECTS = {
     "run": (
         subjects.make_run,
         subjects.use_run,
-        {"run/*": WHOLE + DETECTABLE, "run/step*/*.json": JSON},
+        {
+            "run/*": WHOLE + DETECTABLE,
+            "run/step*/*.json": JSON,
+            "run/log.jsonl": (world.environment,),
+        },
     ),
     "pretrained": (
         subjects.make_pretrained,
@@ -65,19 +73,15 @@ SUBJECTS = {
             "*.safetensors": (*WHOLE, injuries.tensor_header),
         },
     ),
-    "config file": (
-        subjects.make_config,
-        subjects.use_config,
-        {"config.py": (*INPUT, *DETECTABLE, *[injuries.setting] * 30)},
-    ),
     "pack": (
         subjects.make_packed,
         subjects.use_packed,
         {
-            "raw/*": WHOLE,
-            "raw/*.npy": (injuries.array_header,),
-            "raw/*.safetensors": (injuries.raw_header,),
-            "captions.csv": CSV,
+            "raw/*": (*WHOLE, *[world.linked, world.linked_below, world.renamed] * 2),
+            "raw/*.npy": (injuries.array_header, world.numbers),
+            "raw/*.safetensors": (injuries.tensor_header,),
+            "captions.csv": (*CSV, world.unit, world.encoding, world.decomposed, world.linked),
+            "out/*.safetensors": (world.storage, world.killed, world.at_once),
             "more.jsonl": (injuries.json_kind, *[injuries.json_line] * 5, *INPUT),
             "out/*": WHOLE + DETECTABLE,
             "out/*.json": JSON,
@@ -160,7 +164,8 @@ def judge(code, result, out, err, right, folder, broken, before, injury):
     lost = [name for name in lost if not any(fnmatch.fnmatch(name, x) for x in changing)]
     if set(lost) - {broken}:
         return "loss"
-    if code == 2 and "\n" not in err and (str(folder) in err or err.startswith("--")):
+    last = [line for line in err.splitlines() if not line.startswith("warning: ")]
+    if code == 2 and len(last) == 1 and (str(folder) in last[0] or last[0].startswith("--")):
         return "told"
     if code != 0:
         return "traceback"
@@ -180,9 +185,10 @@ def run_case(name, folder, right, rng):
     pattern, ways = rng.choice(list(patterns.items()))
     broken = rng.choice([x for x in names if fnmatch.fnmatch(x, pattern)])
     injury = rng.choice(ways)
-    injury(folder / broken, rng)
+    meanwhile = injury(folder / broken, rng) or contextlib.nullcontext()
     before = files(folder)
-    code, result, out, err = attempt(use, folder, broken)
+    with meanwhile:
+        code, result, out, err = attempt(use, folder, broken)
     outcome = judge(code, result, out, err, right, folder, broken, before, injury)
     about = f"{name}, {broken}, {injury.__name__}: {outcome}, exit code {code}"
     return outcome, f"{about}: {err[-900:]}"
@@ -208,22 +214,19 @@ def run_subject(name, n, rng):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--n", type=int, default=500, help="cases, over all that is broken")
-    args = parser.parse_args()
+    configurator.configure(globals())
+    configurator.check_range(globals(), 1, "n")
     torch.set_num_threads(1)
     total = Counter()
     print(f"| broken | cases | {' | '.join(OUTCOMES)} |\n|{'---|' * (len(OUTCOMES) + 2)}")
     for name in SUBJECTS:
-        n = -(-args.n // len(SUBJECTS))
-        count = run_subject(name, n, random.Random(f"{args.seed} {name}"))
+        times = -(-n // len(SUBJECTS))
+        count = run_subject(name, times, random.Random(f"{seed} {name}"))
         total += count
-        print(f"| {name} | {n} | {' | '.join(str(count[x]) for x in OUTCOMES)} |", flush=True)
+        print(f"| {name} | {times} | {' | '.join(str(count[x]) for x in OUTCOMES)} |", flush=True)
     print(f"| all | {total.total()} | {' | '.join(str(total[x]) for x in OUTCOMES)} |")
-    return int(total["told"] + total["as good"] < total.total())
+    sys.exit(total["told"] + total["as good"] < total.total())
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    configurator.run(main)

@@ -4,7 +4,6 @@ What bench.faults_cases breaks: make_.. writes it into a folder, use_.. runs wha
 A use returns all that a fault could make wrong. It is told which file is broken.
 """
 
-import configurator
 import json
 import shutil
 import signal
@@ -138,50 +137,31 @@ def use_pretrained(folder, broken):
     return tok, [x.tolist() for x in logits]
 
 
-def make_config(folder):
-    lines = [f"{name} = {value!r}" for name, value in train_settings().items()]
-    (folder / "config.py").write_text("\n".join(lines) + "\n")
-
-
-def train_settings():
-    return {name: value for name, (value, _) in configurator.settings(train.__file__).items()}
-
-
-def use_config(folder, broken):
-    """What the file says, unless the program reads something else than Python does."""
-    path = folder / "config.py"
-    with mock.patch.dict(vars(train)):
-        resolved = configurator.configure(vars(train), [str(path)])
-        train.check_settings()
-    said = {}
-    exec(path.read_bytes(), said)
-    said = {name: x for name, x in said.items() if not name.startswith("_")}
-    return str(train_settings() if resolved == train_settings() | said else resolved)
-
-
 def make_packed(folder):
     rng = np.random.default_rng(0)
     (folder / "raw").mkdir()
     for n in range(8):
         obs = rng.random((30, 4), dtype=np.float32)
         if n < 4:
-            np.save(folder / f"raw/{n}.npy", obs)
+            np.save(folder / f"raw/\u00e9{n}.npy", obs)
         elif n < 6:
-            np.savez_compressed(folder / f"raw/{n}.npz", x=obs)
+            np.savez_compressed(folder / f"raw/\u00e9{n}.npz", x=obs)
         else:
-            save_file({"x": torch.from_numpy(obs)}, folder / f"raw/{n}.safetensors")
-    lines = [f"{n},{n + k},{n + k + 2},wave {k}" for n in range(6) for k in (1, 9)]
+            save_file({"x": torch.from_numpy(obs)}, folder / f"raw/\u00e9{n}.safetensors")
+    lines = [f"\u00e9{n},{n + k},{n + k + 2},wav\u00e9 {k}" for n in range(6) for k in (1, 9)]
     (folder / "captions.csv").write_text("\n".join(["episode,start,end,text", *lines]) + "\n")
     line = dict(start=7, text="walk", unit="steps", sure=0.9)  # an end may be left out
-    rows = [json.dumps(dict(episode=str(n)) | line) for n in (5, 6, 7)]
+    rows = [json.dumps(dict(episode=f"\u00e9{n}") | line) for n in (5, 6, 7)]
     (folder / "more.jsonl").write_text("\n".join(rows) + "\n")
     use_packed(folder, None)
 
 
 def use_packed(folder, broken):
+    """Its episodes, and what else stays in its folder."""
     captions = f"{folder}/captions.csv,{folder}/more.jsonl"
-    program(pack, f"--obs={folder}/raw/*", f"--captions={captions}", f"--out={folder}/out")
-    return contents(folder / "out")
+    program(pack, f"--obs={folder}/raw/**", f"--captions={captions}", f"--out={folder}/out")
+    hidden = [path.name for path in (folder / "out").glob(".*") if path.name != ".lock"]
+    return contents(folder / "out"), hidden
 
 
 def make_recordings(folder):

@@ -16,7 +16,7 @@ import time
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 HOME = re.compile(r"(?:^|(?<=,))~[\w.-]*(?=[/,]|$)")
 OUT_OF_MEMORY = re.compile(r"out of memory|allocate memory|alloc_cpu|overflow", re.IGNORECASE)
-OTHERS_FIRST = 4  # seconds within which torchrun ends all processes when one has failed
+OTHERS_FIRST = 30  # seconds within which torchrun has ended all processes when one failed
 
 
 class Shown:

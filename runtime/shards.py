@@ -29,9 +29,11 @@ CHUNK = 16384  # rows checked at a time
 ABSURD = 1e6  # times the size that a feature has in half of the rows, and at least this
 
 
-def write_meta(folder, **meta):
-    """meta.json, written last: a folder without it is not yet a data set."""
-    parts = {path.name: Shard(path).mark for path in shard_paths(folder)}
+def write_meta(folder, paths=None, **meta):
+    """meta.json, written last: a folder without it is not yet a data set. paths: of its shards,
+    where they are not yet all in the folder."""
+    paths = shard_paths(folder) if paths is None else paths
+    parts = {path.name: Shard(path).mark for path in sorted(paths, key=lambda path: path.name)}
     write_json(dict(format=FORMAT) | meta | dict(parts=parts), Path(folder) / "meta.json")
 
 

@@ -86,7 +86,7 @@ part = ""  # '3/64': the third of 64 parts alone; '': all, and what parts have p
 
 SHARD = 256 * 2**20  # bytes of observations in a shard
 NEW = ".packing"  # folder in which a data set grows before it takes the old one's place
-BESIDE = TEXT, "features.txt"
+BESIDE = TEXT, "features.txt", "packed.json", "meta.json"  # and meta.json is the last
 
 
 def groups_of(names, annotated):
@@ -264,19 +264,20 @@ def take_place(folder, staying, coming, meta):
     """
     old = read_old(folder / "meta.json")
     surplus = [path for path in shard_paths(folder) if path.name not in staying]
+    paths = [*(folder / name for name in staying), *(folder / NEW / name for name in coming)]
+    write_meta(folder / NEW, paths, **meta)
+    write_json(staying | coming, folder / NEW / "packed.json")
     if old and (coming or surplus or any(old.get(key) != meta[key] for key in meta)):
         tell_replaced(folder, old)
+    write_json(staying, folder / "packed.json")
     if coming or surplus:  # a call that is stopped from here on leaves no data set, but its shards
         (folder / "meta.json").unlink(missing_ok=True)
-    write_json(staying, folder / "packed.json")
     for path in [*folder.glob("packed-*.json"), *itertools.chain(*map(files_of, surplus))]:
         path.unlink(missing_ok=True)
     parts = itertools.chain(*(files_of(folder / NEW / name) for name in coming))
     for path in [*parts, *(folder / NEW / name for name in BESIDE)]:
         if path.exists():
             os.replace(path, folder / path.name)
-    write_json(staying | coming, folder / "packed.json")
-    write_meta(folder, **meta)
 
 
 def files_of(path):
