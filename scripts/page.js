@@ -1,11 +1,8 @@
-// The index of pages, and an episode: its captions, its player, what the predictor expects.
+// An episode: its captions, its player, what the predictor expects.
 "use strict"
 const data = JSON.parse(document.getElementById("data").textContent)
 const $ = id => document.getElementById(id)
 const MARK = { hit: "✓", missed: "○", false: "✗", unknown: "?" }
-const PX = 8                                                        // pixels per step of the tracks
-const ROW = 13                                                 // pixels per feature of the heat map
-const WIDEST = 312                               // pixels of a text in the tracks, then it is cut
 const SILENCE = 1                                   // the token that ends the answer to a step
 
 function make(tag, properties, ...children) {
@@ -28,29 +25,50 @@ function put(element, text) {                                  // or a screen re
   if (element.textContent !== text) element.textContent = text
 }
 
-// ---------------------------------------------------------------------------------- the index
-
 function f1(hit, missed, wrong) {
   return hit + missed + wrong ? (2 * hit / (2 * hit + missed + wrong)).toFixed(2) : "–"
 }
 
-function showIndex() {
-  $("index").hidden = false
-  $("of").textContent = data.title
-  $("unit").textContent = rate ? "seconds" : "steps"
-  const told = ["doubt", "surprise"].filter(k => data.pages.some(page => k in page))
-  for (const part of document.querySelectorAll(".surprise")) part.hidden = !told[1]
-  const total = { id: "all" }
-  const counted = ["steps", "hit", "missed", "false"]
-  for (const k of counted) total[k] = data.pages.reduce((sum, page) => sum + (page[k] || 0), 0)
-  for (const page of [...data.pages, total]) {
-    const counts = counted.map(k => page[k] || 0)
-    const tells = told.map(k => page.link ? (page[k] ?? 0).toFixed(1) : "")
-    const name = page.link ? make("a", { href: page.link }, page.id) : make("strong", {}, page.id)
-    const cells = [time(counts[0]), ...counts.slice(1), f1(...counts.slice(1)), ...tells]
-    const numbers = cells.map(x => make("td", { className: "number" }, String(x)))
-    $("pages").append(make("tr", {}, make("td", {}, name), ...numbers))
+const clean = text => text.trim().replace(/\s+/g, " ")
+
+// ------------------------------------------------------------ what was written, and what is true
+
+function difference(written, truth) {      // their words in order, as many of both as there can be
+  const [a, b] = [written.split(" "), truth.split(" ")]
+  const same = Array.from({ length: a.length + 1 }, () => new Uint16Array(b.length + 1))
+  for (let i = a.length - 1; i >= 0; i--) {
+    for (let j = b.length - 1; j >= 0; j--) {
+      const best = Math.max(same[i + 1][j], same[i][j + 1])
+      same[i][j] = a[i] === b[j] ? same[i + 1][j + 1] + 1 : best
+    }
   }
+  const parts = []
+  for (let i = 0, j = 0; i < a.length || j < b.length;) {
+    const both = i < a.length && a[i] === b[j]
+    const wrong = j === b.length || (i < a.length && same[i + 1][j] >= same[i][j + 1])
+    parts.push(both ? ["", a[i]] : wrong ? ["del", a[i]] : ["ins", b[j]])
+    if (both || wrong) i++
+    if (both || !wrong) j++
+  }
+  return parts
+}
+
+const isNear = row => row.kind === "false" && row.near
+const inWords = row => isNear(row) ? `${row.text}, true: ${row.near}` : row.text
+
+function partsOf(row) {                                     // [[how, words], ..], worked out once
+  return row.parts ??= isNear(row) ? difference(row.text, row.near) : [["", row.text]]
+}
+
+function marked(parts) {
+  const nodes = parts.flatMap(([how, words]) => [how ? make(how, {}, words) : words, " "])
+  return nodes.slice(0, -1)
+}
+
+function withWords(row) {                               // and for who listens, one after the other
+  if (!isNear(row)) return [row.text]
+  const spoken = make("span", { className: "spoken" }, inWords(row))
+  return [spoken, make("span", { ariaHidden: "true" }, ...marked(partsOf(row)))]
 }
 
 // -------------------------------------------------------------------------------- the episode
@@ -60,37 +78,8 @@ const K = N ? data.ahead[0].length : 0
 let step = -1
 let playing = null
 let images = []
+const listed = []                                                              // rows of the table
 let hashTimer
-
-function drawTrack(lane, captions, look) {           // what would overlap goes into further lanes
-  const free = []
-  const height = lane === $("edits") ? 32 : 29
-  lane.replaceChildren(...captions.map(caption => {
-    const { start, end } = caption
-    const { tag, label, ...properties } = look(caption)
-    const wide = Math.min((label.length + 1) * 7.4 + 16, WIDEST)
-    const reach = Math.max(wide, (end - start) * PX)
-    let row = free.findIndex(x => x <= start * PX)
-    if (row < 0) row = free.push(0) - 1
-    free[row] = start * PX + reach
-    const chip = make(tag, { ...properties, caption }, make("b", {}, label), make("i", {}))
-    chip.firstChild.style.maxWidth = WIDEST + "px"
-    chip.lastChild.style.width = (end - start) * PX + "px"
-    chip.style.left = start * PX + "px"
-    chip.style.top = row * height + "px"
-    return chip
-  }))
-  const spare = lane === $("edits") ? 1 : 0               // to draw a caption where others stand
-  lane.style.height = Math.max(free.length + spare, 1) * height + "px"
-}
-
-function drawSide(side) {
-  const captions = data.rows.filter(row => row[side]).map(row => (
-    { start: row[side][0], end: row[side][1], text: row.text, kind: row.kind }))
-  drawTrack($(side), captions, ({ start, text, kind }) => (
-    { tag: "a", label: `${MARK[kind]} ${text}`, className: "chip " + kind, href: "#t=" + start,
-      title: text, tabIndex: -1 }))
-}
 
 function drawList() {
   const cell = (x, className = "number") => make("td", { className }, x)
@@ -100,9 +89,11 @@ function drawList() {
     const mark = make("span", { className: "mark " + row.kind }, `${MARK[row.kind]} ${row.kind}`)
     const sure = cell(row.sure === null ? "–" : row.sure.toFixed(2))
     const link = make("a", { href: "#t=" + start }, String(time(start)))
-    const cells = [cell(link), cell(row.text, ""), cell(mark, ""), at(row.true), at(row.written)]
-    $("list").append(make("tr", {}, ...cells, sure))
+    const caption = make("td", {}, ...withWords(row))
+    const cells = [cell(link), caption, cell(mark, ""), at(row.true), at(row.written)]
+    listed.push(make("tr", {}, ...cells, sure))
   }
+  $("list").append(...listed)
 }
 
 function drawPicture() {
@@ -115,23 +106,6 @@ function drawPicture() {
   }
   const context = $("picture").getContext("2d")
   context.drawImage(image, 0, (step % p.per) * p.h, p.w, p.h, 0, 0, p.w, p.h)
-}
-
-function drawFeatures() {
-  const { names, values } = data.features
-  const bytes = atob(values)
-  const image = new ImageData(N, names.length)
-  for (let i = 0; i < bytes.length; i++) {
-    const z = (bytes.charCodeAt(i) - 127) / 127
-    image.data.set([...(z > 0 ? [40, 120, 230] : [225, 100, 20]), Math.abs(z) * 255], 4 * i)
-  }
-  Object.assign($("map"), { width: N, height: names.length })
-  $("map").getContext("2d").putImageData(image, 0, 0)
-  $("map").style.width = N * PX + "px"
-  $("map").style.height = names.length * ROW + "px"
-  $("map").setAttribute("aria-label", "heat map of " + names.join(", "))
-  $("names").textContent = names.join("\n")
-  $("features").hidden = false
 }
 
 function timesOf(tokens) {              // of what follows a step: each silence in it ends a step
@@ -162,22 +136,12 @@ function latest(side) {                                         // a line for ea
     if (later > 0) found = [row]
     else if (later === 0) found.push(row)
   }
-  const line = row => `${MARK[row.kind]} ${row.text} (${row.kind}, ${moment(row[side][0])})`
+  const line = row => `${MARK[row.kind]} ${inWords(row)} (${row.kind}, ${moment(row[side][0])})`
   return found.map(line).join("\n") || "nothing yet"
 }
 
 function isNow(span) {
   return span && span[0] <= step && step < span[1]
-}
-
-function markNow() {
-  for (const chip of document.querySelectorAll(".chip")) {
-    chip.classList.toggle("on", isNow([chip.caption.start, chip.caption.end]))
-  }
-  data.rows.forEach((row, i) => {
-    const on = isNow(row.true) || isNow(row.written)
-    $("list").rows[i].ariaCurrent = on ? "true" : null
-  })
 }
 
 function seek(t, scroll = true) {
@@ -191,8 +155,8 @@ function seek(t, scroll = true) {
   put($("written-now"), latest("written"))
   $("said").textContent = `${data.said[t]} (≥\u00a0${(data.prob[t] / 10).toFixed(0)}\u00a0%)`
   $("now").style.minHeight = $("now").offsetHeight + "px"      // or all below jumps as it plays
-  $("head").style.transform = `translateX(${(t + .5) * PX}px)`
-  if (scroll) $("tracks").scrollLeft = t * PX - $("tracks").clientWidth / 2
+  placeHead()
+  if (scroll) $("tracks").scrollLeft = t * px - $("tracks").clientWidth / 2
   markNow()
   drawAhead()
   if (data.pictures) drawPicture()
@@ -229,7 +193,7 @@ function fromHash() {
 
 function stepAt(event) {
   const x = event.clientX - $("inner").getBoundingClientRect().left
-  return clamp(Math.floor(x / PX), 0, N - 1)
+  return clamp(Math.floor(x / px), 0, N - 1)
 }
 
 // ------------------------------------------------------------------------------------- start
@@ -247,13 +211,6 @@ function showTitle() {
   $("unknown-legend").hidden = !unknown
   $("tolerance").textContent = duration(3)
   for (const name of document.querySelectorAll(".unit")) name.append(rate ? ", s" : ", step")
-}
-
-function drawCurve() {
-  $("inner").style.width = $("curve").style.width = N * PX + "px"
-  $("curve").setAttribute("viewBox", `0 0 ${N * PX} 64`)
-  const points = data.prob.map((p, t) => `${(t + .5) * PX},${63 - p * .062}`).join(" ")
-  $("curve").querySelector("polyline").setAttribute("points", points)
 }
 
 function beginAhead() {
@@ -285,11 +242,10 @@ function offerSpeeds() {
 function showEpisode() {
   $("episode").hidden = false
   showTitle()
-  drawSide("true")
-  drawSide("written")
+  drawTracks()
   drawList()
   drawCurve()
-  if (data.features?.names.length) drawFeatures()
+  if (data.features?.names.length) readFeatures()
   beginAhead()
   beginPictures()
   offerSpeeds()

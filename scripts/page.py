@@ -13,6 +13,7 @@ line each. The index begins with the episodes of which a label would tell most.
 
 from configurator import check_range, configure, run
 import base64
+import math
 import re
 import struct
 import sys
@@ -31,6 +32,7 @@ from data import END, SILENCE, Episodes
 from encoder import load
 from runtime.distributed import pick_device
 from runtime.files import replace
+from runtime.shards import read_line
 
 out_dir = "out/crafter"  # the run to load
 data = ""  # folder of a data set; '': the run's
@@ -42,7 +44,6 @@ min_prob = 0.0  # captions with a less sure token are left out
 device = "auto"  # 'auto' | 'cpu' | 'cuda' | 'mps'
 
 BUDGET = 10_000_000  # bytes of pictures in a page, at most
-FEATURES = 24  # rows of the heat map, at most
 TEXTS = 1000  # that complete as one types, at most
 NAMES = {END: "(end)", SILENCE: "(silence)"}
 FOLDER = Path(__file__).parent
@@ -92,13 +93,15 @@ def named_features(folder, D):
 
 
 def heat_map(features, obs, names):
-    """The features of obs (N, D) that move most, a byte a row and step: mean +- 2 deviations."""
+    """The features of obs (N, D), those that move most first, as many as fit into BUDGET; a byte
+    each step: mean +- 2 deviations."""
     mean, scale = features.mean.cpu(), features.scale.cpu()
     z = ((obs.float() - mean) * scale).clamp(-2, 2)  # (N, D)
     heard = z.std(0, correction=0)
-    order = [k for k in heard.argsort(descending=True)[:FEATURES].tolist() if heard[k] > 0]
+    most = max(BUDGET * 3 // 4 // len(z), 1)  # base64 writes 3 bytes as 4
+    order = [k for k in heard.argsort(descending=True)[:most].tolist() if heard[k] > 0]
     rows = (z[:, order].T * 63.5 + 127).round().byte().contiguous()
-    values = base64.b64encode(rows.numpy().tobytes()).decode()
+    values = base64.b64encode(zlib.compress(rows.numpy().tobytes(), 6)).decode()
     return dict(names=[names[k] for k in order], values=values)
 
 
@@ -161,6 +164,41 @@ def fill(path, about):
     return len(content)
 
 
+def pair_near_misses(rows):
+    """What is false within 3 steps of something else that was missed gets its text as `near`: of
+    those the one with most words in common, then the nearest. Each is taken once."""
+    missed, free = {}, {}
+    for row in rows:
+        if row["kind"] == "missed":
+            missed.setdefault(row["true"][0], []).append(row)
+            free[id(row)] = True
+    for row in rows:
+        if row["kind"] != "false":
+            continue
+        start, words = row["written"][0], Counter(row["text"].split())
+        around = [m for t in range(start - 3, start + 4) for m in missed.get(t, [])]
+        around = [m for m in around if free[id(m)] and m["text"] != row["text"]]
+        if around:
+            alike = [(words & Counter(m["text"].split())).total() for m in around]
+            away = [abs(m["true"][0] - start) for m in around]
+            best = max(range(len(around)), key=lambda k: (alike[k], -away[k]))
+            row["near"] = around[best]["text"]
+            free[id(around[best])] = False
+
+
+def learning_curves(path):
+    """{name: [[step, value], ..]} of the finite numbers in a log.jsonl, where there is one."""
+    curves = {}
+    for line in path.read_bytes().splitlines() if path.is_file() else []:
+        row = read_line(line)
+        if not isinstance(row, dict) or type(row.get("step")) is not int:
+            continue  # half a line, or what is no evaluation
+        for name, value in row.items():
+            if name != "step" and type(value) in (int, float) and math.isfinite(value):
+                curves.setdefault(name, []).append([row["step"], value])
+    return curves
+
+
 def thousandths(p):
     return (p.float() * 1000).round().int().tolist()
 
@@ -185,12 +223,13 @@ def page_of(index, i):
     return str(Path(index).with_name(f"{Path(index).stem}-{i}.html"))
 
 
-def write_index(path, title, rate, pages):
+def write_index(path, title, rate, pages, curves=None):
     """Links to pages of dict(id, link, steps, hit, missed, false, doubt, and surprise where there
-    is a predictor), in the order in which labels would tell."""
+    is a predictor), in the order in which labels would tell; what their rows say together; and
+    learning curves. rows: of each caption its step, kind, text, near and sure."""
     pages = [page | dict(link=quote(Path(page["link"]).name)) for page in pages]
     pages.sort(key=lambda page: -page["doubt"] - page.get("surprise", 0))
-    fill(path, dict(title=title, rate=rate, pages=pages))
+    fill(path, dict(title=title, rate=rate, pages=pages, curves=curves))
 
 
 def chosen(source):
@@ -236,6 +275,7 @@ def main():
         steps = source.steps(i)
         path = html if html and episode else page_of(index, i)
         rows, stream, ahead = sample.read(encoder, predictor, source, i, tokenizer, min_prob)
+        pair_near_misses(rows)
         about = dict(id=name, split=split, source=str(source.folder), run=str(folder))
         pictures = source.pictures(i)
         spans = silences(source.captions(i), annotated, steps)
@@ -246,9 +286,12 @@ def main():
         print(f"{path}  {size / 1e6:.1f} MB")
         kinds = Counter(row["kind"] for row in rows)
         scores = doubts(stream, ahead) | kinds
+        keys = "step", "kind", "text", "near", "sure"
+        scores["rows"] = [[row.get(key) for key in keys] for row in rows]
         pages.append(dict(id=name, link=path, steps=steps, **scores))
     if not episode:
-        write_index(index, f"{source.folder}, {split}; {folder}", rate, pages)
+        curves = learning_curves(folder.parent / "log.jsonl")
+        write_index(index, f"{source.folder}, {split}; {folder}", rate, pages, curves)
         print(index)
 
 

@@ -10,7 +10,6 @@ let store                                                          // names this
 
 const KEPT = "not saved yet, kept in this browser"
 const inTime = (a, b) => a.start - b.start || a.end - b.end
-const clean = text => text.trim().replace(/\s+/g, " ")
 const here = () => ({ start: step, end: step + 1, text: "" })
 
 function begin() {
@@ -32,7 +31,6 @@ function begin() {
   if (!saved) fate = KEPT
   $("edit").open = !saved
   $("texts").append(...data.texts.map(value => make("option", { value })))
-  drawEdits()
   showWork()
 }
 
@@ -56,20 +54,24 @@ function keep() {
 }
 
 function drawEdits() {
-  drawTrack($("edits"), items, item => {
+  const found = place($("edits"), items, item => {
     const className = `chip ${item.by} ${item.text ? "" : "silent"}`
-    const look = { tag: "button", label: item.text || "nothing", title: told(item), className }
-    return { ...look, onclick: () => choose(item) }
+    const [parts, title] = [[["", item.text || "nothing"]], told(item)]
+    const pressed = { ariaPressed: String(chosen === item), onclick: () => choose(item) }
+    return { tag: "button", parts, title, className, ...pressed }
   })
-  $("edits").append(make("div", { id: "draft" }))
+  chips.edits = found.map(chipOf)
+  $("edits").replaceChildren(...chips.edits, make("div", { id: "draft" }))
+  outline(draft)
   markNow()
 }
 
 function outline(span) {
+  if (!$("draft")) return                                                   // nothing is drawn yet
   $("draft").hidden = !span
   if (!span) return
-  $("draft").style.left = span.start * PX + "px"
-  $("draft").style.width = (span.end - span.start) * PX + "px"
+  $("draft").style.left = span.start * px + "px"
+  $("draft").style.width = (span.end - span.start) * px + "px"
 }
 
 function showFields() {
@@ -234,6 +236,7 @@ function keys(event) {
   const by = event.shiftKey ? 10 : 1
   const to = { ArrowLeft: step - by, ArrowRight: step + by, Home: 0, End: N - 1 }[key]
   if (to !== undefined) move(to)
+  else if ("+=-".includes(key)) zoom(key === "-" ? .8 : 1.25)
   else if (key === " " && !target.matches("button, summary")) play(!playing)
   else return
   event.preventDefault()
@@ -243,10 +246,18 @@ function listen() {
   $("at").oninput = () => move(+$("at").value)
   $("play").onclick = () => play(!playing)
   $("speed").onchange = () => move(step)
+  $("tracks").onscroll = drawSeen
+  $("tracks").addEventListener("wheel", wheel, { passive: false })
+  $("nearer").onclick = () => zoom(1.25)
+  $("farther").onclick = () => zoom(.8)
+  $("find").oninput = drawFeatures
   $("inner").onclick = event => {
     if (!event.target.closest(".chip, #edits")) move(stepAt(event), false)
   }
-  $("edit").ontoggle = () => $("yours").hidden = !$("edit").open
+  $("edit").ontoggle = () => {
+    $("yours").hidden = !$("edit").open
+    if ($("edit").open) drawEdits()
+  }
   $("edits").onpointerdown = drag
   $("text").onfocus = () => chosen || draft || choose(null, here())
   $("form").onsubmit = submit

@@ -29,7 +29,7 @@ def test_every_caption_stands_in_its_track_and_in_the_list_with_its_mark(shown):
         chips = browser.js(
             f"[...document.querySelectorAll('#{side} .chip')].map("
             "c => [c.textContent, c.className, parseInt(c.style.left) / 8, "
-            "parseInt(c.lastChild.style.width) / 8])"
+            "(parseInt(c.lastChild.style.width) + 2) / 8])"
         )
         assert chips == [
             [
@@ -102,7 +102,7 @@ def test_a_step_shows_all_that_is_said_there_and_its_least_sure_token(shown):
         assert browser.js(SAID) == [words, f"\u00a0{least[t] * 100:.0f}\u00a0%)"]
     curve = browser.js("document.querySelector('#curve polyline').getAttribute('points')")
     points = np.array([point.split(",") for point in curve.split()], float)
-    assert points[:, 0].tolist() == [t * 8 + 4 for t in range(60)]
+    assert points[:, 0].tolist() == [t + 0.5 for t in range(60)]
     assert (63 - points[:, 1]) / 62 == pytest.approx(least, abs=1e-3)
     browser, _ = shown("#t=20", pictures=False, also=[written(20, TEXTS[2])])
     assert browser.js(SAID)[0] == f"{TEXTS[2]} (end) (silence)"  # letters of several tokens
@@ -286,6 +286,7 @@ def test_without_pictures_the_features_that_move_most_are_drawn(shown):
     features = page.heat_map(Features(3), obs, ["constant", "<i>spike", "late"])
     assert features["names"] == ["late", "<i>spike"]
     browser, _ = shown(pictures=False, features=features)
+    wait(browser, "!document.getElementById('features').hidden")
     assert browser.js("document.getElementById('names').innerText").split() == features["names"]
     drawn = "document.getElementById('map').getContext('2d').getImageData(0, 0, 60, 2).data"
     red, _, blue, alpha = np.array(browser.js(f"[...{drawn}]")).reshape(2, 60, 4).transpose(2, 0, 1)
@@ -335,3 +336,186 @@ def test_texts_come_from_all_splits_the_most_frequent_first(tmp_path):
     about = dict(dtype="float32", steps_per_second=1, splits=["train", "test"])
     write_meta(tmp_path, obs_dim=5, **about)
     assert page.texts_of(Episodes(tmp_path, "test")) == ["jump", "walk"]
+
+
+# -----------------------------------------------------------------------------
+# near misses, zoom, search; what the index says of all episodes
+
+
+def rows_of(*told):
+    """Rows of kind, step and text."""
+    return [
+        dict(kind=kind, step=at, text=text, sure=None if kind == "missed" else 0.5)
+        | dict(true=None if kind == "false" else [at, at + 1])
+        | dict(written=None if kind == "missed" else [at, at + 1])
+        for kind, at, text in told
+    ]
+
+
+TRUTH, SAID_INSTEAD = "black castles kingside", "black kingside castles kingside"
+
+
+def test_near_misses_are_pairs_within_3_steps_with_most_words_in_common():
+    rows = rows_of(
+        ("missed", 10, "white moves"),
+        ("missed", 12, TRUTH),
+        ("false", 13, SAID_INSTEAD),
+        ("false", 13, "white takes"),
+        ("missed", 20, "white moves"),
+        ("false", 24, "white takes"),
+        ("false", 25, "check"),
+        ("missed", 28, "mate"),
+    )
+    page.pair_near_misses(rows)
+    assert [row.get("near") for row in rows] == [
+        *(None, None, TRUTH, "white moves"),
+        *(None, None, "mate", None),
+    ]
+
+
+def test_a_near_miss_shows_which_words_differ(shown):
+    also = rows_of(("missed", 33, TRUTH), ("false", 34, SAID_INSTEAD))
+    page.pair_near_misses(also)
+    browser, _ = shown("#t=34", pictures=False, also=also)
+    chip = "[...document.querySelectorAll('#written .chip')].find(x => x.caption.start === 34)"
+    marks = f"[...{chip}.querySelectorAll('del, ins')].map(x => [x.tagName, x.textContent])"
+    assert browser.js(marks) == [["DEL", "kingside"]]
+    assert browser.js(f"{chip}.textContent") == f"✗ {SAID_INSTEAD}"
+    assert browser.js(f"{chip}.title") == f"{SAID_INSTEAD}, true: {TRUTH}"
+    differs = "difference('a b c d', 'b x d e').map(x => x.join(' ')).join(', ')"
+    assert browser.js(differs) == "del a,  b, del c, ins x,  d, ins e"
+    heard = "document.querySelector('#list .spoken').textContent"
+    assert browser.js(heard) == f"{SAID_INSTEAD}, true: {TRUTH}"
+
+
+def chips(browser):
+    """Left, right, top of the text and of the bar of each chip that is drawn as written."""
+    return browser.js("""[...document.querySelectorAll('#written .chip')].flatMap(chip =>
+        [...chip.children].map(part => part.getBoundingClientRect()).map(
+            ({ left, right, top }) => [left, right, Math.round(top)]))""")
+
+
+def test_of_many_captions_no_two_touch_and_texts_stay_readable_in_few_lanes(shown):
+    text = "You swap places with your little dog."
+    also = [written(step, f"{text} {step}") for step in range(10, 55)]
+    browser, _ = shown("#t=30", pictures=False, also=also)
+    boxes = chips(browser)
+    assert len(boxes) >= 2 * 45
+    for i, (left, right, top) in enumerate(boxes):
+        for other_left, other_right, other_top in boxes[:i]:
+            apart = left >= other_right + 1.5 or other_left >= right + 1.5
+            assert top != other_top or apart
+    texts = [right - left for left, right, _ in boxes[::2]]
+    assert min(texts) >= 50
+    lanes = browser.js("document.getElementById('written').offsetHeight") / 29
+    assert lanes <= 14
+    title = "[...document.querySelectorAll('#written .chip')].at(-1).title"
+    assert browser.js(title).startswith(text)
+
+
+def test_plus_minus_and_the_wheel_zoom_about_the_step(shown):
+    browser, _ = shown("#t=500", steps=1000, pictures=False)
+    place = "head.getBoundingClientRect().left - tracks.getBoundingClientRect().left"
+    before = browser.js(place)
+    for key, factor in (("+", 1.25), ("-", 1), ("-", 0.8)):
+        browser.key(key)
+        assert browser.js("inner.offsetWidth") == pytest.approx(8000 * factor, abs=1)
+        assert browser.js(place) == pytest.approx(before, abs=2)
+    drawn = "[...document.querySelectorAll('#true .chip')].map(x => x.caption.start)"
+    assert {*range(480, 520, 6)} <= {*browser.js(drawn)} and 60 not in browser.js(drawn)
+    browser.js("tracks.scrollLeft = 0")
+    wait(browser, "[...document.querySelectorAll('#true .chip')].some(x => x.caption.start === 60)")
+    turn = "new WheelEvent('wheel', { deltaY: -300, ctrlKey: %s, cancelable: true })"
+    assert browser.js(f"tracks.dispatchEvent({turn % 'false'})")  # the page scrolls
+    assert not browser.js(f"tracks.dispatchEvent({turn % 'true'})")
+    wait(browser, "inner.offsetWidth > 6400 * 2.5")
+
+
+def test_a_search_chooses_features(shown):
+    obs = torch.eye(60)[:, :40].cumsum(0)  # feature k steps up at k
+    features = page.heat_map(Features(40), obs, [f"joint {k}" for k in range(40)])
+    browser, _ = shown(pictures=False, features=features)
+    wait(browser, "!document.getElementById('features').hidden")
+    assert browser.js("names.textContent.split('\\n').length") == 24
+    find = "$('find').value = '%s', $('find').oninput(), names.textContent"
+    assert browser.js(find % "joint 3, JOINT 17") == "\n".join(
+        name for name in features["names"] if name.startswith("joint 3") or name == "joint 17"
+    )
+    told = browser.js("$('found').textContent")  # the first feature never moves
+    assert told == "12 shown, 12 of 39 fit"
+    browser.js(find % "joint 17")
+    alpha = np.array(browser.js("[...map.getContext('2d').getImageData(0, 0, 60, 1).data]"))[3::4]
+    assert (alpha[:17] == 0).all() and (alpha[17:] > 100).all()
+    assert browser.js(find % "none such") == ""
+
+
+@pytest.fixture
+def index(browser, tmp_path):
+    """An index of two pages, opened."""
+    told = [
+        rows_of(("missed", 12, TRUTH), ("false", 13, SAID_INSTEAD), ("hit", 30, "check")),
+        rows_of(("missed", 12, TRUTH), ("false", 13, SAID_INSTEAD), ("false", 40, "check it")),
+    ]
+    pages = []
+    for n, rows in enumerate(told):
+        page.pair_near_misses(rows)
+        rows = [[r.get(k) for k in ("step", "kind", "text", "near", "sure")] for r in rows]
+        rows[-1][-1] = 0.1 + n
+        link = tmp_path / f"a #{n}?%.html"
+        link.write_text(f"<title>{n}</title>")
+        pages.append(dict(id=f"<i>{n}", link=str(link), steps=60, doubt=-n, rows=rows))
+    (tmp_path / "log.jsonl").write_text(
+        '{"step": 100, "f1": 0.25, "loss": NaN}\nnot JSON\n{"reader": "chosen"}\n'
+        '{"step": 200, "f1": 0.75, "loss": 2, "name": "x"}\n{"step": 300, "f1'
+    )
+    curves = page.learning_curves(tmp_path / "log.jsonl")
+    assert curves == dict(f1=[[100, 0.25], [200, 0.75]], loss=[[200, 2]])
+    page.write_index(tmp_path / "index.html", "toy", None, pages, curves)
+    browser.problems.clear()
+    browser.open(f"file://{tmp_path}/index.html")
+    yield browser
+    assert not browser.problems
+
+
+def test_the_index_tells_f1_by_text_confusions_and_learning_curves(index):
+    scores = [
+        [["black castles kingside", "2", "0.00"], ["check", "1", "1.00"]],
+        [["black", "2", "0.00"], ["check", "1", "0.67"]],
+    ]
+    shown = index.js("""[...document.querySelectorAll('#scores tbody')].map(body =>
+        [...body.rows].map(row => [...row.cells].map(cell => cell.textContent)))""")
+    assert [table[:2] for table in shown] == scores
+    assert cells(index, "confused") == [["2", SAID_INSTEAD, TRUTH, SAID_INSTEAD]]
+    captions = "[...document.querySelectorAll('#curves figcaption')].map(x => x.innerText)"
+    assert index.js(captions) == ["f1 0.75", "loss 2"]
+    assert "0.25 .. 0.75, updates 100 .. 200" in index.js("curves.textContent")
+
+
+def test_the_index_filters_by_text_and_kind_and_links_any_name(index):
+    def found(text, kind):
+        index.js(f"containing.value = '{text}', kind.value = '{kind}', kind.oninput()")
+        return [[row[0], *row[3:]] for row in cells(index, "captions")]
+
+    assert len(found("", "")) == 6 and index.js("matching.textContent") == "6 of 6"
+    assert found("", "missed") == [[f"<i>{n}", "○ missed", "–"] for n in (0, 1)]
+    assert [row[0] for row in found("CHECK", "")] == ["<i>0", "<i>1"]
+    assert [row[2] for row in found("", "unsure")] == ["0.10", "0.50", "0.50", "1.10"]
+    found("it", "false")
+    index.open(index.js("document.querySelector('#captions a').href"))
+    assert index.js("document.title + location.hash") == "1#t=40"
+
+
+def test_a_page_is_whole_or_not_there(tmp_path, monkeypatch):
+    path = tmp_path / "page.html"
+    page.write_index(path, "früher", None, [])
+    before = path.read_bytes()
+    assert "früher".encode() in before
+
+    def full(self, content):
+        self.touch()
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("pathlib.Path.write_bytes", full)
+    with pytest.raises(OSError, match="page.html cannot be written: No space left on device"):
+        page.write_index(path, "später", None, [])
+    assert path.read_bytes() == before and [*tmp_path.iterdir()] == [path]
