@@ -7,7 +7,7 @@ at last with SILENCE, which asks for the next observation:
     step        0        1                                   2        3
     text        SILENCE  ' collect' ' wood' END SILENCE      SILENCE  ' drink' END SILENCE
 
-    meta.json                  format, obs_dim, dtype, steps_per_second, source, licence, splits
+    meta.json                  obs_dim, dtype, steps_per_second, source, licence, splits, parts
     train-00000.safetensors    obs (N, D), episodes back to back; offsets (E+1,); crc (N,) of steps
     train-00000.jsonl          a line each: id, annotated ("all" or [[start, end], ..]), captions
     train-00000-pictures.safetensors   optional: (N, h, w, 3) uint8 of each episode, by its id

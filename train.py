@@ -366,7 +366,8 @@ def check_settings():
     """Raises ValueError where a setting cannot be meant."""
     check_range(globals(), 2, "T")
     check_range(globals(), 1, "K stride", most=T - 1)  # no target lies beyond the window
-    check_range(globals(), 1, "batch_size micro_batch n_layer n_head n_embd eval_interval")
+    check_range(globals(), 1, "batch_size micro_batch n_layer n_head n_embd", most=2**20)
+    check_range(globals(), 1, "eval_interval")
     if shard and (distributed.WORLD == 1 or batch_size % distributed.WORLD):
         raise ValueError("--shard wants torchrun, and a --batch_size that its processes divide")
     check_range(globals(), 0, "n_annotated predict_weight")

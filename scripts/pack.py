@@ -26,6 +26,7 @@ With --group='(subject\d+)' episodes in whose names the same is found stay in on
 the arrays of a file do, where there are three files or more.
 
 The same call again goes on where it was stopped, and packs again what is no longer as written.
+Until all of that is whole, the old data set stays.
 
 With --part=3/64 it packs the third of 64 parts of the shards, wherever the others are packed. Then
 the same call without it joins them: it packs what is missing, and writes meta.json.
