@@ -39,10 +39,12 @@ def library(module, package):
         raise ValueError(f"{package} reads such files: pip install {package}") from None
 
 
-def parsed(parse, *arguments, **settings):
-    """What a library makes of a file; whatever it raises becomes one line."""
+def told(rows):
+    """The rows; whatever a library raises for a garbled file becomes one line."""
     try:
-        return parse(*arguments, **settings)
+        yield from rows
+    except ValueError:
+        raise
     except Exception as error:
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise ValueError(f"not what its ending says, or broken ({reason})") from None
@@ -122,7 +124,7 @@ def aligned_times(tier, times):
 
 
 def elan_rows(path, episodes):
-    eaf = parsed(library("pympi", "pympi-ling").Eaf, path, suppress_version_warning=True)
+    eaf = library("pympi", "pympi-ling").Eaf(path, suppress_version_warning=True)
     media = [file for file in eaf.media_descriptors if file.get("MEDIA_URL")]
     origin = int((media or [{}])[0].get("TIME_ORIGIN") or 0)
     episode = choose_episode([path, *(file["MEDIA_URL"] for file in media)], episodes)
@@ -130,15 +132,15 @@ def elan_rows(path, episodes):
     parents, times = {}, {}
     for aligned, referring, *_ in eaf.tiers.values():
         parents |= {name: parent for name, (parent, *_) in referring.items()}
-        times |= parsed(aligned_times, aligned, eaf.timeslots)
+        times |= aligned_times(aligned, eaf.timeslots)
     for tier, (aligned, referring, about, _) in eaf.tiers.items():
         written = dict(sure="") if about.get("ANNOTATOR") == WRITTEN else {}
         texts = {name: x[2] for name, x in aligned.items()}
         texts |= {name: x[1] for name, x in referring.items()}
         for name, text in texts.items():
             own = name
-            while own in parents:  # it has no times of its own
-                own = parents[own]
+            for _ in parents:  # one that has no times of its own
+                own = parents.get(own, own)
             start, end = ((t + origin) / 1000 for t in times[own])
             row = dict(episode=episode, start=start, end=end, unit="seconds") | written
             yield f"tier {tier}, annotation {name}", row | dict(text=in_tier(tier, text))
@@ -147,7 +149,7 @@ def elan_rows(path, episodes):
 def praat_rows(path, episodes):
     textgrid = library("praatio.textgrid", "praatio")
     settings = dict(reportingMode="silence", duplicateNamesMode="rename")
-    grid = parsed(textgrid.openTextgrid, path, includeEmptyIntervals=False, **settings)
+    grid = textgrid.openTextgrid(path, includeEmptyIntervals=False, **settings)
     episode = choose_episode([path], episodes)
     yield nothing(episode)
     for tier in grid.tiers:
@@ -168,7 +170,7 @@ def subtitle_rows(path, episodes):
     webvtt, text = library("webvtt", "webvtt-py"), decoded(path)
     ending = Path(path).suffix[1:].lower()
     cues = len(re.findall(r"^[ \d:.,]*\d *-->", text, re.M))
-    read = parsed(webvtt.from_buffer, io.StringIO(text), ending)
+    read = webvtt.from_buffer(io.StringIO(text), ending)
     if len(read) != cues:
         raise ValueError(f"{cues} lines with times, but {len(read)} subtitles could be read")
     place, row = nothing(choose_episode([path], episodes))
@@ -200,7 +202,7 @@ BORIS = {"Observation id", "Behavior"}  # columns that tell its tables
 def boris_rows(rows, episodes):
     running, videos = {}, {}  # states that began; the video of an observation
     for place, row in rows:
-        name, video = row["Observation id"], row.get("Media file name") or ""
+        name, video = row["Observation id"] or "", row.get("Media file name") or ""
         episode = name
         if composed(name) not in episodes and video:
             episode = choose_episode([video], episodes)
@@ -243,8 +245,8 @@ def regions_of(task):
 
 
 def label_studio_rows(path, episodes, frame_rate):
-    tasks = parsed(parse_json, regular_file(path).read_bytes())
-    for number, (names, regions) in enumerate(parsed(list, map(regions_of, tasks)), 1):
+    tasks = parse_json(regular_file(path).read_bytes())
+    for number, (names, regions) in enumerate(map(regions_of, tasks), 1):
         if regions is not None:
             episode = choose_episode(names, episodes)
             yield nothing(episode)

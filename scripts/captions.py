@@ -20,6 +20,7 @@ from scripts.annotations import (
     decoded,
     label_studio_rows,
     read_table,
+    told,
 )
 
 LONGEST = 10**6  # steps of an episode of which there is only text
@@ -29,7 +30,7 @@ def of_table(path, steps):
     """(place, row) of a table, ours or one of BORIS."""
     columns, rows = read_table(path)
     if BORIS <= set(columns):
-        yield from boris_rows(rows, steps)
+        yield from told(boris_rows(rows, steps))
         return
     missing = [name for name in ("start", "text") if name not in columns]
     if missing:
@@ -57,13 +58,13 @@ def read_rows(path, steps, frame_rate):
     if ending in (".csv", ".tsv"):
         return of_table(path, steps)
     if ending == ".json" and decoded(path).lstrip().startswith("["):
-        return label_studio_rows(path, steps, frame_rate)
+        return told(label_studio_rows(path, steps, frame_rate))
     if ending in (".jsonl", ".json"):
         return json_rows(decoded(path))
     if ending not in READERS:
         endings = " ".join([".csv .tsv .jsonl .json", *READERS])
         raise ValueError(f"captions are read from {endings}")
-    return READERS[ending](path, steps)
+    return told(READERS[ending](path, steps))
 
 
 def read_caption(row, steps, fps):
