@@ -214,16 +214,18 @@ def draw():
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(7, 4.2), layout="constrained")
-    rows = [row for row in read_scores() if row["N"]]
+    cells = {}  # F1 of each seed, by arm and N
+    for row in read_scores():
+        if row["N"] and row["arm"] in DRAWN:
+            cells.setdefault((row["arm"], row["N"]), []).append(row["f1"])
+    every = sorted({N for _, N in cells})
     for name, (label, colour, marker) in DRAWN.items():
-        counts = sorted({row["N"] for row in rows if row["arm"] == name})
-        cells = [[r["f1"] for r in rows if (r["arm"], r["N"]) == (name, N)] for N in counts]
-        if not cells:
-            continue
-        axes.plot(counts, [np.mean(c) for c in cells], color=colour, marker=marker, label=label)
-        worst, best = [min(c) for c in cells], [max(c) for c in cells]
-        axes.fill_between(counts, worst, best, color=colour, alpha=0.18, linewidth=0)
-    every = sorted({row["N"] for row in rows})
+        counts = [N for N in every if (name, N) in cells]
+        if counts:
+            of = [cells[name, N] for N in counts]
+            axes.plot(counts, [*map(np.mean, of)], color=colour, marker=marker, label=label)
+            spread = [*map(min, of)], [*map(max, of)]
+            axes.fill_between(counts, *spread, color=colour, alpha=0.18, linewidth=0)
     axes.set_xscale("log", base=2)
     axes.set_xticks(every, every)
     axes.set(ylim=(0, 1), xlabel="annotated episodes", ylabel="F1 on fresh worlds")

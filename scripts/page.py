@@ -167,23 +167,19 @@ def fill(path, about):
 def pair_near_misses(rows):
     """What is false within 3 steps of something else that was missed gets its text as `near`: of
     those the one with most words in common, then the nearest. Each is taken once."""
-    missed, free = {}, {}
+    missed = {}  # texts by their start
     for row in rows:
         if row["kind"] == "missed":
-            missed.setdefault(row["true"][0], []).append(row)
-            free[id(row)] = True
-    for row in rows:
-        if row["kind"] != "false":
-            continue
-        start, words = row["written"][0], Counter(row["text"].split())
-        around = [m for t in range(start - 3, start + 4) for m in missed.get(t, [])]
-        around = [m for m in around if free[id(m)] and m["text"] != row["text"]]
+            missed.setdefault(row["true"][0], []).append(row["text"])
+    for row in (row for row in rows if row["kind"] == "false"):
+        start, words, around = row["written"][0], Counter(row["text"].split()), []
+        for t in range(start - 3, start + 4):
+            for text in missed.get(t, []):
+                alike = (words & Counter(text.split())).total()
+                around += [(alike, -abs(t - start), t, text)] * (text != row["text"])
         if around:
-            alike = [(words & Counter(m["text"].split())).total() for m in around]
-            away = [abs(m["true"][0] - start) for m in around]
-            best = max(range(len(around)), key=lambda k: (alike[k], -away[k]))
-            row["near"] = around[best]["text"]
-            free[id(around[best])] = False
+            *_, t, row["near"] = max(around)
+            missed[t].remove(row["near"])
 
 
 def learning_curves(path):

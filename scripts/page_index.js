@@ -42,43 +42,39 @@ function listCaptions(all) {
   put($("matching"), `${found.length} of ${all.length}${shown}`)
 }
 
-function tally(all, keyOf) {                         // [key, its captions], most frequent first
-  const groups = new Map()
+function tally(all, keyOf) {                           // [key, {kind: how often, ..}] of each key
+  const groups = {}
   for (const caption of all) {
-    const key = keyOf(caption)
-    if (!groups.has(key)) groups.set(key, [])
-    groups.get(key).push(caption)
+    const counts = groups["=" + keyOf(caption)] ??= { hit: 0, missed: 0, false: 0 }
+    counts[caption.kind]++
   }
-  return [...groups].sort((a, b) => b[1].length - a[1].length)
+  return Object.entries(groups).map(([key, counts]) => [key.slice(1), counts])
 }
 
 function listConfusions(all) {
   const pairs = tally(all.filter(isNear), ({ text, near }) => JSON.stringify([text, near]))
   $("confusions").hidden = !pairs.length
-  for (const [, captions] of pairs.slice(0, 10)) {
-    const { text, near } = captions[0]
+  for (const [pair, counts] of pairs.sort((a, b) => b[1].false - a[1].false).slice(0, 10)) {
+    const [text, near] = JSON.parse(pair)
     const words = make("span", { ariaHidden: "true" }, ...marked(difference(text, near)))
-    $("confused").append(row(captions.length, text, near, words))
+    $("confused").append(row(counts.false, make("span", {}, text), make("span", {}, near), words))
   }
 }
 
 function drawScores(title, all, keyOf) {
   const body = make("tbody")
-  const count = (captions, kind) => captions.filter(caption => caption.kind === kind).length
-  const counted = tally(all, keyOf).map(([key, captions]) => (
-    [key, ...["hit", "missed", "false"].map(kind => count(captions, kind))]))
-  counted.sort((a, b) => b[1] + b[2] - a[1] - a[2])
-  for (const [key, ...counts] of counted) {
-    const score = f1(...counts)
-    const line = row(make("span", {}, key), counts[0] + counts[1], score)
+  const counted = tally(all, keyOf).map(([key, { hit, missed, false: wrong }]) => (
+    [key, hit + missed, f1(hit, missed, wrong)]))
+  for (const [key, count, score] of counted.sort((a, b) => b[1] - a[1])) {
+    const line = row(make("span", {}, key), count, score)
     line.cells[2].className = "bar"
     line.cells[2].style.backgroundSize = `calc((100% - 3.4em) * ${score}) .6em`
     body.append(line)
   }
   const head = make("thead")
   head.innerHTML = "<tr><th scope=col>caption<th scope=col class=number>true<th scope=col>F1"
-  const region = { className: "scroll tall", tabIndex: 0, role: "region", ariaLabel: title }
-  const table = make("div", region, make("table", {}, head, body))
+  const table = make("div", { className: "scroll tall", tabIndex: 0, role: "region",
+    ariaLabel: title }, make("table", {}, head, body))
   $("scores").append(make("section", { className: "card" }, make("h2", {}, title), table))
 }
 
@@ -95,9 +91,8 @@ function drawLearning() {
     const figure = make("figure")
     figure.innerHTML = `<svg viewBox="0 0 100 60" preserveAspectRatio="none" aria-hidden="true">
       <polyline points="${line} ${x(xs.at(-1))},${y(ys.at(-1))}" /></svg>`
-    const range = `${told(low)} .. ${told(high)}, updates ${xs[0]} .. ${xs.at(-1)}`
     figure.prepend(make("figcaption", {}, `${name} `, make("strong", {}, String(told(ys.at(-1))))))
-    figure.append(make("div", { className: "faint" }, range))
+    figure.append(`${told(low)} .. ${told(high)}, updates ${xs[0]} .. ${xs.at(-1)}`)
     $("curves").append(figure)
   }
 }

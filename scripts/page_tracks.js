@@ -43,7 +43,7 @@ function place(lane, captions, look) {              // what would overlap is cut
     const top = row * height
     return lanes[row] = { caption, parts, about, left, top, long, wide, end: left + long }
   })
-  const spare = lane === $("edits") ? 1 : 0               // to draw a caption where others stand
+  const spare = lane === $("edits")                       // to draw a caption where others stand
   lane.style.height = Math.max(lanes.length + spare, 1) * height + "px"
   return found
 }
@@ -62,12 +62,9 @@ function chipOf({ caption, parts, about, left, top, long, wide }) {
 function layOut(side) {
   const captions = data.rows.filter(row => row[side]).map(row => (
     { start: row[side][0], end: row[side][1], row }))
-  places[side] = place($(side), captions, ({ start, row }) => {
-    const [[how, word], ...rest] = partsOf(row)
-    const parts = [["", MARK[row.kind]], [how, word], ...rest]
-    const className = "chip " + row.kind
-    return { tag: "a", parts, className, href: "#t=" + start, title: inWords(row), tabIndex: -1 }
-  })
+  places[side] = place($(side), captions, ({ start, row }) => (
+    { tag: "a", parts: [["", MARK[row.kind]], ...partsOf(row)], className: "chip " + row.kind,
+      href: "#t=" + start, title: inWords(row), tabIndex: -1 }))
 }
 
 function drawSeen() {                   // what is seen, and a width beside it: thousands are slow
@@ -82,20 +79,14 @@ function drawSeen() {                   // what is seen, and a width beside it: 
   markNow()
 }
 
-function mark(element, on, change) {                          // the DOM is slow: changes alone
-  if (element.isOn === on) return
-  element.isOn = on
-  change(on)
-}
-
-function markNow() {
+function markNow() {                                          // the DOM is slow: changes alone
   for (const chip of Object.values(chips).flat()) {
-    const { start, end } = chip.caption
-    mark(chip, isNow([start, end]), on => chip.classList.toggle("on", on))
+    const on = isNow([chip.caption.start, chip.caption.end])
+    if (chip.isOn !== on) chip.classList.toggle("on", chip.isOn = on)
   }
-  listed.forEach((line, i) => {
-    const on = Boolean(isNow(data.rows[i].true) || isNow(data.rows[i].written))
-    mark(line, on, () => line.ariaCurrent = on ? "true" : null)
+  data.rows.forEach((row, i) => {
+    const on = isNow(row.true) || isNow(row.written) ? "true" : null
+    if (listed[i] && listed[i].isOn !== on) listed[i].ariaCurrent = listed[i].isOn = on
   })
 }
 
@@ -139,10 +130,11 @@ function placeHead() {
   $("head").style.transform = `translateX(${(step + .5) * px}px)`
 }
 
-function drawTracks() {
+function drawTracks(scrolled = 0) {
   for (const id of ["inner", "curve", "map"]) $(id).style.width = N * px + "px"
-  layOut("true")
-  layOut("written")
+  for (const side in places) layOut(side)
+  if ($("edit").open) drawEdits()
+  $("tracks").scrollLeft = scrolled
   drawn = [1, 0]
   drawSeen()
 }
@@ -154,21 +146,13 @@ function zoom(factor, x) {                    // about x pixels from the left, o
   x ??= clamp(head, 0, wide) === head ? head : wide / 2
   const middle = (tracks.scrollLeft + x) / px
   px = clamp(px * factor, Math.min(wide / N, PX), 64)
-  drawTracks()
-  if ($("edit").open) drawEdits()
+  drawTracks(middle * px - x)
   placeHead()
-  tracks.scrollLeft = middle * px - x
 }
-
-let turned = 1
 
 function wheel(event) {
   if (!event.ctrlKey && !event.metaKey) return                     // or the page cannot be scrolled
   event.preventDefault()
   const x = event.clientX - $("tracks").getBoundingClientRect().left
-  if (turned === 1) requestAnimationFrame(() => {
-    zoom(turned, x)
-    turned = 1
-  })
-  turned *= Math.exp(-event.deltaY / 300)
+  zoom(Math.exp(-event.deltaY / 300), x)
 }
