@@ -64,8 +64,8 @@ def opened(path, size, mtime):
 
 
 def dtype_name(x):
-    """Of an array, numpy or torch."""
-    return getattr(x.dtype, "name", str(x.dtype)[6:])
+    """Of an array, numpy or torch; two bytes of no type are how ml_dtypes saves bfloat16."""
+    return "bfloat16" if x.dtype == "V2" else getattr(x.dtype, "name", str(x.dtype)[6:])
 
 
 def describe_arrays(path):
@@ -79,9 +79,6 @@ def describe_arrays(path):
     for name, shape, dtype in arrays:
         if len(shape) != 2 or not all(shape):
             raise ValueError(f"{path}:{name} shape {shape}; observations are (steps, dims)")
-        if dtype == "void16":
-            remedy = "save it as float32, or as bfloat16 in a .safetensors"
-            raise ValueError(f"{path}:{name} {dtype}, bfloat16 of ml_dtypes? {remedy}")
         if 4 * math.prod(shape) > MEMORY:
             size = f"{4 * math.prod(shape) / 1e9:.0f} GB, and memory is {MEMORY / 1e9:.0f}"
             raise ValueError(f"{path}:{name} as float32 has {size}: cut it into episodes")
@@ -111,13 +108,14 @@ def find_recordings(obs):
         for name, (steps, D), dtype in arrays:
             suffix = f"/{name}" if len(arrays) > 1 else ""
             recordings.append(Recording(composed(Path(path).stem + suffix), path, name, steps))
-            dims.setdefault(D, path)
+            dims.setdefault(D, f"{path}:{name}".rstrip(":"))
             dtypes.add(dtype)
     if not recordings:
         raise ValueError(f"--obs={obs}: no such files; quote it, as in --obs='episodes/*.npy'")
+    lengths = {r.steps for r in recordings}
     if len(dims) > 1:
-        examples = ", ".join(f"{D} in {path}" for D, path in list(dims.items())[:2])
-        hint = "; is time the second axis?" if len({r.steps for r in recordings}) == 1 else ""
+        examples = ", ".join(f"{D} in {place}" for D, place in list(dims.items())[:2])
+        hint = "; is time the second axis?" * (len(lengths) == 1 and max(lengths) < min(dims))
         raise ValueError(f"observations differ in dims: {examples}{hint}")
     for recording in recordings:
         record = dict(id=recording.id, annotated="all", captions=[])
@@ -127,16 +125,19 @@ def find_recordings(obs):
     for a, b in pairwise(recordings):
         if a.id == b.id:
             raise ValueError(f"{a.path} and {b.path}: two episodes called {a.id!r}; rename one")
-    D, steps = min(dims), {r.steps for r in recordings}
-    if len(steps) == 1 and max(steps) < D and time_is_second(raw(recordings[0])):
-        shape = f"arrays are all ({max(steps)}, {D}), a row a step"
+    D, steps = min(dims), max(lengths)
+    if len(lengths) == 1 and steps < D and time_is_second(raw(recordings[0])):
+        shape = f"arrays are all ({steps}, {D}), a row a step"
         print(f"warning: {shape}: is time the second axis? then transpose them", file=sys.stderr)
     return recordings, D, stored_dtype(dtypes)
 
 
 def raw(recording):
     """The observations of an episode as its file has them (N, D), numpy or torch."""
-    return open_arrays(recording.path)[recording.name]
+    x = open_arrays(recording.path)[recording.name]
+    if x.dtype == "V2":
+        return torch.from_numpy(np.array(x).view(np.int16)).view(torch.bfloat16)
+    return x
 
 
 def lost_in(recording, stored, kept):

@@ -55,7 +55,7 @@ def read_npy_header(source, D):
         raise ValueError(f"stdin: a .npy of version {major}; save it anew with np.save")
     header = getattr(np.lib.format, f"read_array_header_{major}_0")
     shape, by_columns, kind = header(source)
-    if shape[1:] != (D,) or not shape[0] or kind.kind not in "fiub":
+    if shape[1:] != (D,) or not shape[0] or not (kind.kind in "fiub" or kind == "V2"):
         raise ValueError(f"stdin: a .npy of {shape} {kind}; real numbers (steps, {D}) are wanted")
     if by_columns:
         raise ValueError("stdin: a .npy saved by columns; save np.ascontiguousarray(x)")
@@ -77,9 +77,12 @@ def arriving(source, D, clock):
         if not raw and step and steps == math.inf:
             return
         if len(raw) < size:
-            there = f"ended inside step {step}: {len(raw)} of its {size} bytes"
-            raise ValueError(f"stdin {there if step or raw else 'was empty'}; {numbers}")
-        obs = np.frombuffer(raw, kind).astype(np.float32)
+            there = f"ended inside step {step}: {len(raw)} of its {size} bytes; {numbers}"
+            raise ValueError(f"stdin {there if step or raw else f'was empty: {numbers}'}")
+        obs = np.frombuffer(raw, kind)
+        if kind == "V2":  # bfloat16, as ml_dtypes saves it
+            obs = torch.frombuffer(bytearray(raw), dtype=torch.bfloat16).float().numpy()
+        obs = obs.astype(np.float32)
         if not np.isfinite(obs).all():
             raise ValueError(f"stdin, step {step}: not a finite number; {numbers}?")
         clock[0] = time.perf_counter()

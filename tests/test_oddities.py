@@ -128,10 +128,29 @@ def test_where_time_may_be_the_second_axis_it_is_asked(tmp_path, capsys):
         find_recordings(f"{tmp_path}/*.npy")
 
 
-def test_bfloat16_of_a_npy_is_named(folder, packed):  # noqa: F811
-    np.save(folder / "raw/ep3.npy", np.zeros((30, 4), np.uint16).view("<V2"))  # as ml_dtypes does
-    message = refused(packed)
-    assert "ep3.npy: void16, bfloat16 of ml_dtypes? save it as float32, or" in message
+def as_ml_dtypes(x):
+    """bfloat16 as ml_dtypes saves it: two bytes a number, of no type."""
+    return (np.ascontiguousarray(x).view(np.uint32) >> 16).astype(np.uint16).view("V2")
+
+
+@pytest.mark.parametrize("kind", ["npy", "npz"])
+def test_bfloat16_of_ml_dtypes_is_read(folder, packed, kind):  # noqa: F811
+    x = np.random.default_rng(0).integers(-99, 99, (30, 4)).astype(np.float32)
+    for n in range(10):
+        (folder / f"raw/ep{n}.npy").unlink()
+        save = dict(npy=np.save, npz=np.savez)[kind]
+        save(folder / f"raw/ep{n}.{kind}", as_ml_dtypes(x + n))
+    found = packed()
+    assert all(torch.equal(found[f"ep{n}"][1], torch.tensor(x + n).bfloat16()) for n in range(10))
+    np.save(folder / "raw/ep3.npy", np.zeros((30, 4), [("a", "i1"), ("b", "i1")]))
+    (folder / f"raw/ep4.{kind}").unlink()
+    assert "ep3.npy: void16; observations are real" in refused(packed, obs=f"{folder}/raw/ep3.npy")
+
+
+def test_arrays_of_other_kinds_in_one_file_are_named(tmp_path):
+    np.savez(tmp_path / "a.npz", observations=np.zeros((99, 4)), actions=np.zeros((99, 2)))
+    with pytest.raises(ValueError, match="dims: 4 in .*a.npz:observations, 2 in .*:actions$"):
+        find_recordings(f"{tmp_path}/a.npz")
 
 
 @pytest.mark.parametrize("kind", ["npz", "safetensors"])

@@ -66,6 +66,9 @@ def saved(x):
 def test_a_npy_on_stdin_is_read_as_one(kind):
     x = np.random.default_rng(0).integers(0, 9, (40, 6)).astype(kind)
     assert np.array_equal(arrived(saved(x)).numpy(), x)
+    bfloat16 = torch.tensor(x.astype(np.float32)).bfloat16()
+    as_ml_dtypes = bfloat16.view(torch.int16).numpy().view("V2")
+    assert torch.equal(arrived(saved(as_ml_dtypes)), bfloat16.float())
 
 
 def test_a_npy_that_cannot_be_followed_is_one_line():
