@@ -357,8 +357,8 @@ TRUTH, SAID_INSTEAD = "black castles kingside", "black kingside castles kingside
 
 def test_near_misses_are_pairs_within_3_steps_with_most_words_in_common():
     rows = rows_of(
-        ("missed", 10, "white moves"),
         ("missed", 12, TRUTH),
+        ("missed", 13, "white moves"),
         ("false", 13, SAID_INSTEAD),
         ("false", 13, "white takes"),
         ("missed", 20, "white moves"),
@@ -433,13 +433,13 @@ def test_plus_minus_and_the_wheel_zoom_about_the_step(shown):
 
 def test_a_search_chooses_features(shown):
     obs = torch.eye(60)[:, :40].cumsum(0)  # feature k steps up at k
-    features = page.heat_map(Features(40), obs, [f"joint {k}" for k in range(40)])
+    features = page.heat_map(Features(40), obs, [f"Joint {k}" for k in range(40)])
     browser, _ = shown(pictures=False, features=features)
     wait(browser, "!document.getElementById('features').hidden")
     assert browser.js("names.textContent.split('\\n').length") == 24
     find = "$('find').value = '%s', $('find').oninput(), names.textContent"
     assert browser.js(find % "joint 3, JOINT 17") == "\n".join(
-        name for name in features["names"] if name.startswith("joint 3") or name == "joint 17"
+        name for name in features["names"] if name.startswith("Joint 3") or name == "Joint 17"
     )
     told = browser.js("$('found').textContent")  # the first feature never moves
     assert told == "12 shown, 12 of 39 fit"
