@@ -1,22 +1,15 @@
 """
-Text and episodes: tokenizer, captions <-> streams, caption F1, episodes on disk, training windows.
+Text: tokenizer, captions <-> streams, caption F1, training windows.
 
 A stream answers every step with the captions that begin there, each its tokens and then END, and
 at last with SILENCE, which asks for the next observation:
 
     step        0        1                                   2        3
     text        SILENCE  ' collect' ' wood' END SILENCE      SILENCE  ' drink' END SILENCE
-
-    meta.json                  obs_dim, dtype, steps_per_second, source, licence, splits, parts
-    train-00000.safetensors    obs (N, D), episodes back to back; offsets (E+1,); crc (N,) of steps
-    train-00000.jsonl          a line each: id, annotated ("all" or [[start, end], ..]), captions
-    train-00000-pictures.safetensors   optional: (N, h, w, 3) uint8 of each episode, by its id
-    text-00000.jsonl           optional: captions of episodes without observations, a line each
 """
 
 import json
 import re
-import zlib
 from collections import Counter, defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -28,10 +21,9 @@ import tiktoken
 import torch
 import torch.nn.functional as F
 
-from runtime import shards
-from runtime.files import read_json, regular_file, replace
+from runtime.dataset import Caption
+from runtime.files import read_json
 from runtime.pretrained import read_bpe
-from runtime.shards import read_meta
 
 END, SILENCE = 0, 1
 SPECIAL = {"<|endoftext|>": END, "<|padding|>": SILENCE}  # of Pythia, which never used the second
@@ -103,23 +95,6 @@ class Tokenizer:
 
 # -----------------------------------------------------------------------------
 # captions <-> streams, and how two lists of captions compare
-
-
-class Caption(NamedTuple):
-    """A text, the step at which the observations so far determine it, and its end (exclusive).
-
-    A stream keeps no end: that of a caption read from it is start + 1.
-    """
-
-    start: int
-    end: int
-    text: str
-
-
-def captions_in(record):
-    """The captions of a record, composed (NFC) as decode(encode(text)) gives texts back."""
-    listed = record["captions"]
-    return [Caption(c["start"], c["end"], normalize("NFC", c["text"])) for c in listed]
 
 
 def write_stream(captions, steps, tokenizer):
@@ -219,166 +194,6 @@ def score(true, written):
 
 
 # -----------------------------------------------------------------------------
-# episodes on disk
-
-TEXT = "text-00000.jsonl"  # captions of episodes without observations
-LONGEST = 1000  # characters of a caption: more is a mistake
-NO_LINE = r"[\n\r\ud800-\udfff]"  # what a line of Unicode cannot have
-
-
-class Episode(NamedTuple):
-    """What write_shard takes: obs (N, D) numpy or torch, annotated "all" or [[start, end], ..]."""
-
-    id: str
-    obs: np.ndarray
-    captions: list
-    annotated: object = "all"
-    pictures: np.ndarray = None  # (N, h, w, 3) uint8
-
-
-def write_shard(folder, split, index, episodes):
-    """Writes one shard. Raises ValueError for what a reader would refuse."""
-    path = shards.shard_path(folder, split, index)
-    records = []
-    for e in episodes:
-        captions = [caption._asdict() for caption in e.captions]
-        records.append(dict(id=e.id, annotated=e.annotated, captions=captions))
-        for fault in record_faults(records[-1], len(e.obs)):
-            raise ValueError(f"{path}, episode {e.id}: {fault}")
-    pictures = {e.id: e.pictures for e in episodes if e.pictures is not None}
-    shards.write(path, [torch.as_tensor(e.obs) for e in episodes], records, pictures)
-
-
-def is_span(span, steps):
-    if not isinstance(span, (list, tuple)) or [type(x) for x in span] != [int, int]:
-        return False
-    return 0 <= span[0] < span[1] <= steps
-
-
-def caption_fault(caption, steps):
-    """What is wrong with a caption of a record, or None."""
-    if not isinstance(caption, dict) or caption.keys() != {"start", "end", "text"}:
-        return f"not just start, end and text: {caption!r:.80}"
-    start, end, text = caption["start"], caption["end"], caption["text"]
-    if not is_span((start, end), steps):
-        return f"{start!r:.40} .. {end!r:.40} is no span in 0 .. {steps}"
-    if not isinstance(text, str) or not text.strip():
-        return f"{text!r:.80} is no text"
-    if re.search(NO_LINE, text) or len(text) > LONGEST:
-        return f"not one line of at most {LONGEST:,} characters"
-
-
-def record_faults(record, steps):
-    """What is wrong with an episode's record (or what it is instead of one), a line each."""
-    if isinstance(record, str):
-        yield record
-        return
-    name, annotated, captions = (record.get(key) for key in ("id", "annotated", "captions"))
-    if steps < 1:
-        yield "has no steps"
-    if not isinstance(name, str) or re.search(NO_LINE, name):
-        yield f"id {name!r:.80} is no text"
-    listed = isinstance(annotated, list) and all(is_span(span, steps) for span in annotated)
-    if annotated != "all" and not listed:
-        yield f'annotated {annotated!r:.80} is neither "all" nor [[start, end], ..] in 0 .. {steps}'
-    if not isinstance(captions, list):
-        yield f"captions {captions!r:.80} is no list"
-        return
-    for n, caption in enumerate(captions):
-        fault = caption_fault(caption, steps)
-        if fault:
-            yield f"caption {n}: {fault}"
-
-
-def write_text(folder, captions):
-    """Captions of episodes without observations, a list an episode: the split `text`."""
-    lines = [shards.write_line(dict(captions=[c._asdict() for c in of])) for of in captions]
-    replace(Path(folder, TEXT), lambda beside: beside.write_text("".join(lines)))
-
-
-def read_text(folder):
-    """What write_text wrote; [] where nothing was. Raises ValueError."""
-    path, text = Path(folder, TEXT), []
-    lines = regular_file(path).read_bytes().splitlines() if path.exists() else []
-    for n, record in enumerate(map(shards.read_line, lines), 1):
-        if isinstance(record, dict):
-            record |= dict(id="", annotated="all")
-        for fault in record_faults(record, 2**40):
-            raise ValueError(f"{path}, line {n}: {fault}")
-        text.append(captions_in(record))
-    return text
-
-
-class Episodes:
-    """One split of a data set: reads the index, the text, and the windows asked for."""
-
-    def __init__(self, folder, split):
-        self.folder, self.meta = Path(folder), read_meta(folder)
-        self.index, self.records = [], []  # index: (shard, first row, rows) of each episode
-        for path in shards.split_paths(folder, split, self.meta):
-            shard = shards.Shard(path, self.meta)
-            firsts, steps = shard.offsets.tolist(), shard.offsets.diff().tolist()
-            self.index += [(shard, first, n) for first, n in zip(firsts, steps, strict=False)]
-            for line, (record, n) in enumerate(zip(shard.records(), steps, strict=True), 1):
-                for fault in record_faults(record, n):
-                    raise ValueError(f"{path.with_suffix('.jsonl')}, line {line}: {fault}")
-                self.records.append(record)
-        if not self.index:
-            splits = ", ".join(self.meta["splits"])
-            missing = f"{split}-00000.safetensors is missing; meta.json names {splits}"
-            raise ValueError(f"{self.folder}: {missing}")
-
-    def __len__(self):
-        return len(self.index)
-
-    def identity(self):
-        """A number that changes with all that the data set holds, but pictures."""
-        rows = [(shard.path.name, first, n) for shard, first, n in self.index]
-        sums = [shard.sum() for shard in dict.fromkeys(shard for shard, *_ in self.index)]
-        about = self.meta["obs_dim"], self.meta["dtype"], rows, sums, self.records
-        return zlib.crc32(json.dumps([*about, *read_text(self.folder)]).encode())
-
-    def steps(self, i):
-        return self.index[i][2]
-
-    def obs(self, i, start=0, stop=None):
-        """Observations start .. stop of episode i, (n, D) in the stored dtype."""
-        shard, first, steps = self.index[i]
-        stop = steps if stop is None else min(stop, steps)
-        obs, broken, infinite = shard.read(first + start, first + stop)
-        for problem, rows in {"is not as written": broken, "is NaN or Inf": infinite}.items():
-            if rows.any():
-                step = start + int(rows.int().argmax())
-                name = self.records[i]["id"]
-                raise ValueError(f"{shard.path}, episode {name}, step {step}: obs {problem}")
-        return obs
-
-    def captions(self, i):
-        return captions_in(self.records[i])
-
-    def pictures(self, i):
-        return self.index[i][0].pictures(self.records[i]["id"])
-
-    def known(self, i):
-        """Which steps of episode i are annotated, (N,) bool."""
-        steps, annotated = self.steps(i), self.records[i]["annotated"]
-        known = np.zeros(steps, bool)
-        for a, b in [[0, steps]] if annotated == "all" else annotated:
-            known[a:b] = True
-        return known
-
-    def known_captions(self, i):
-        known = self.known(i)
-        return [caption for caption in self.captions(i) if known[caption.start]]
-
-
-def choose_annotated(episodes, n, seed):
-    """The episodes that keep their captions; nested: the first 8 of 64 are the same 8."""
-    order = np.random.default_rng(seed).permutation(len(episodes)).tolist()
-    return [i for i in order if episodes.records[i]["annotated"]][:n]
-
-
-# -----------------------------------------------------------------------------
 # training windows
 
 
@@ -427,10 +242,10 @@ class Windows:
         i = self.pool[rng.integers(len(self.pool))]
         # some begin before the episode and some end after it, and are shifted into it: so its first
         # steps and its last are taught as often as the others
-        N, half = self.episodes.steps(i), self.T // 2
+        N, half = self.episodes[i].steps, self.T // 2
         start = min(max(int(rng.integers(-half, N - half)), 0), max(N - self.T, 0))
         noise = torch.from_numpy(rng.random(2 * self.T, dtype=np.float32))
-        obs = self.episodes.obs(i, start, start + self.T)
+        obs = self.episodes[i].window(start, start + self.T)
         obs = obs if len(obs) == self.T else F.pad(obs, (0, 0, 0, self.T - len(obs)))
         tok, step, known, told = self.stream(i)
         first, last = torch.searchsorted(step, torch.tensor([start, start + self.T])).tolist()

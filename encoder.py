@@ -25,9 +25,10 @@ import torch.nn as nn
 import torch.nn.functional as F
 from safetensors import SafetensorError
 
-from data import END, SILENCE, Caption, Tokenizer, read_stream, score, spans
+from data import END, SILENCE, Tokenizer, read_stream, score, spans
 from model import GPTNeoX, find_checkpoint
 from runtime import checkpoint
+from runtime.dataset import Caption
 from runtime.files import load_tensors, save_tensors, tensors_of
 
 MOST = 64  # tokens said at a step; then SILENCE is forced
@@ -67,11 +68,11 @@ class Features(nn.Module):
 
     def measure(self, episodes, sample=60):
         """Mean, deviation and values of each feature, from some episodes, one at a time."""
-        every = range(0, len(episodes), max(len(episodes) // sample, 1))
+        every = episodes[:: max(len(episodes) // sample, 1)]
         n, total, square, values = 0, 0, 0, []
-        shift = episodes.obs(0).double().mean(0)  # or a large mean swallows the deviation
-        for i in every:
-            x = episodes.obs(i)
+        shift = episodes[0].obs.double().mean(0)  # or a large mean swallows the deviation
+        for episode in every:
+            x = episode.obs
             n += len(x)
             total = total + (x.double() - shift).sum(0)
             square = square + (x.double() - shift).square().sum(0)
@@ -317,15 +318,15 @@ class Reader(nn.Module):
         """Features of at most ROWS annotated steps with a caption and as many without, (n, F), and
         their answers, () of those without, and the answers that go on there since an earlier step;
         `left_out`: how much rarer those without were made."""
-        steps = [(i, t) for i in annotated for t in episodes.known(i).nonzero()[0].tolist()]
+        steps = [(i, t) for i in annotated for t in episodes[i].known.nonzero()[0].tolist()]
         said = {
             (i, t): ids
             for i in annotated
-            for t, ids in answers(episodes.known_captions(i), self.tokenizer).items()
+            for t, ids in answers(episodes[i].known_captions, self.tokenizer).items()
         }
         going = defaultdict(list)
         for i in annotated:
-            for caption in episodes.known_captions(i):
+            for caption in episodes[i].known_captions:
                 for t in range(caption.start + 1, caption.end):
                     going[i, t].append(said[i, caption.start])
         few = len(annotated) < FOLDS  # and what goes on would pass for silence of all else
@@ -335,7 +336,7 @@ class Reader(nn.Module):
         self.left_out = torch.tensor((shares[0] or 1.0) / (shares[1] or 1.0))
         chosen, X = sorted(spoken + silent_some), []
         for i, group in itertools.groupby(chosen, lambda step: step[0]):
-            X.append(self.features(episodes.obs(i))[[t for _, t in group]])
+            X.append(self.features(episodes[i].obs)[[t for _, t in group]])
         return torch.cat(X), [said.get(s, ()) for s in chosen], [going.get(s, ()) for s in chosen]
 
     def logits(self, obs):
@@ -421,7 +422,7 @@ def shortest_pauses(episodes, annotated, tokenizer):
     pauses = {}
     for i in annotated:
         latest = {}
-        for caption in sorted(episodes.known_captions(i)):
+        for caption in sorted(episodes[i].known_captions):
             begins = (*tokenizer.encode(caption.text), END)[:2]
             between = caption.start - latest.get(begins, -math.inf) - 1
             pauses[begins] = min(pauses.get(begins, PAUSE), max(between, 0))
@@ -463,8 +464,8 @@ def choose_reader(episodes, annotated, tokenizer, text, past=8):
             others = [i for i in annotated if i not in fold]
             one = reader(*choice).fit(episodes, others, text)
             for i in fold or annotated:
-                true.append(episodes.known_captions(i))
-                logits, known, spelled = one.logits(episodes.obs(i)), episodes.known(i), {}
+                true.append(episodes[i].known_captions)
+                logits, known, spelled = one.logits(episodes[i].obs), episodes[i].known, {}
                 for moment in MOMENTS:
                     captions = one.write(*logits, moment, spelled)
                     written[moment].append([c for c in captions if known[c.start]])
@@ -472,7 +473,7 @@ def choose_reader(episodes, annotated, tokenizer, text, past=8):
             tried[(*choice, moment)] = score(true, written[moment])["f1"]
 
     def best():
-        n = sum(len(episodes.known_captions(i)) for i in annotated)
+        n = sum(len(episodes[i].known_captions) for i in annotated)
         good = max(tried.values()) - 0.1 / math.sqrt(n)
         return next(choice for choice, f1 in tried.items() if f1 >= good)
 

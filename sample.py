@@ -18,8 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch.nn.utils.rnn import pad_sequence
 
-from data import SILENCE, Episodes, match, read_stream, spans
+from data import SILENCE, match, read_stream, spans
 from encoder import load
+from runtime.dataset import Episodes
 from runtime.distributed import pick_device
 from train import Predictor
 
@@ -42,11 +43,11 @@ def predictor_of(folder, config, device):
 def number_of(source, split, name):
     """The number of an episode of a split, given by its name or number."""
     name = normalize("NFC", name)  # é is one character or two
-    names = [normalize("NFC", record["id"]) for record in source.records]
+    names = [normalize("NFC", episode.id) for episode in source]
     numbers = {str(n): n for n in range(len(names))} | {x: n for n, x in enumerate(names)}
     if name in numbers:
         return numbers[name]
-    where = {r["id"]: x for x in source.meta["splits"] for r in Episodes(source.folder, x).records}
+    where = {e.id: x for x in source.meta["splits"] for e in Episodes(source.folder, x)}
     hint = f"it has 0 .. {len(names) - 1}, or a name, as {names[0]!r}"
     if name in where:
         hint = f"it is in --split={where[name]}"
@@ -114,13 +115,13 @@ def with_confidence(tok, step, prob, tokenizer):
     return list(zip(captions, sure, strict=True))
 
 
-def judge(episodes, i, written):
+def judge(episode, written):
     """All captions in order of time: dict(step, kind, text, true, written, sure). true, written:
     (start, end) or None. kind: 'hit', 'missed', 'false', or 'unknown' where nobody annotated.
 
     written: [(caption, how sure), ..].
     """
-    true, known = episodes.captions(i), episodes.known(i)
+    true, known = episode.captions, episode.known
     pairs = match(true, [caption for caption, _ in written])
     found = {id(caption) for pair in pairs for caption in pair}  # the same may stand there twice
     pairs += [(caption, None) for caption in true if id(caption) not in found]
@@ -139,13 +140,13 @@ def read(encoder, predictor, episodes, i, tokenizer, min_prob=0.0):
     forecasts (N, K)."""
     if episodes.meta["obs_dim"] != encoder.obs_dim:
         raise ValueError(f"{episodes.folder}: obs_dim is not the run's; --data names another")
-    obs = episodes.obs(i)[None].to(encoder.device)
+    obs = episodes[i].obs[None].to(encoder.device)
     tok, step, prob = encoder.annotate(obs)
     nothing = torch.zeros(obs.shape[1], 0, dtype=torch.int64)
     ahead = forecasts(encoder, predictor, obs, tok, step) if predictor else (nothing, nothing)
     stream = tok[0].cpu(), step[0].cpu(), prob[0].cpu()
     written = [pair for pair in with_confidence(*stream, tokenizer) if pair[1] >= min_prob]
-    rows, rate = judge(episodes, i, written), episodes.meta["steps_per_second"]
+    rows, rate = judge(episodes[i], written), episodes.meta["steps_per_second"]
     for row in rows:
         row["expected"] = in_words(ahead[0][row["step"]].tolist(), tokenizer, rate)
     return rows, stream, ahead
@@ -181,7 +182,7 @@ def main():
     every, rate = range(len(episodes)), episodes.meta["steps_per_second"]
     for i in every if episode == "all" else [number_of(episodes, split, episode)]:
         rows, *_ = read(encoder, predictor, episodes, i, tokenizer, min_prob)
-        name = episodes.records[i]["id"]
+        name = episodes[i].id
         if json:
             as_json(rows, name, rate)
             continue

@@ -32,10 +32,11 @@ from safetensors import safe_open
 from torch.utils.checkpoint import checkpoint as recompute
 from tqdm import tqdm
 
-from data import END, SILENCE, Episodes, Tokenizer, Windows, choose_annotated, read_text, score
+from data import END, SILENCE, Tokenizer, Windows, score
 from encoder import Encoder, Features, Reader, choose_reader, written_captions
 from model import Config, GPTNeoX, find_checkpoint, linear_cross_entropy
 from runtime import checkpoint, distributed, files
+from runtime.dataset import Episodes, choose_annotated, read_text
 from runtime.distributed import all_reduce, print0
 
 # -----------------------------------------------------------------------------
@@ -263,14 +264,25 @@ def open_data():
             crafter_play.make(data, text=250)
     distributed.broadcast(None)  # the others wait
     train, val = Episodes(data, "train"), Episodes(data, "val")
-    longest = max(train.steps(i) for i in range(len(train)))
+    longest = max(episode.steps for episode in train)
     if T > longest:
         raise ValueError(f"--T={T}: no training episode has more than {longest} steps")
     annotated = choose_annotated(train, n_annotated, seed)
-    if annotated and not any(train.known_captions(i) for i in annotated):
+    if annotated and not any(train[i].known_captions for i in annotated):
         raise ValueError(f"{data}: no caption in the annotated episodes; try --n_annotated=0")
-    print0(f"{len(annotated)} of {len(train)} training episodes annotated")
+    tell_data(train, val, annotated)
     return train, val, annotated
+
+
+def tell_data(train, val, annotated):
+    """Says how much is annotated, and what of val no annotation can teach."""
+    captions = [caption for i in annotated for caption in train[i].known_captions]
+    texts = {caption.text for caption in captions}
+    which = f"{len(annotated)} of {len(train)} training episodes annotated"
+    print0(f"{which}: {len(captions)} captions")
+    new = [caption for e in val for caption in e.captions if caption.text not in texts]
+    if new and annotated:
+        print0(f"{len(new)} captions of val have a text that none of them has, as {new[0].text!r}")
 
 
 def build(episodes, annotated, folder=None):
@@ -279,7 +291,7 @@ def build(episodes, annotated, folder=None):
     folder: of the checkpoint that is resumed, which has the reader.
     """
     text = read_text(data)
-    captions = [*(episodes.known_captions(i) for i in annotated), *text]
+    captions = [*(episodes[i].known_captions for i in annotated), *text]
     if init_from == "scratch":
         tokenizer = Tokenizer.from_captions({c.text for of in captions for c in of})
         config = Config(tokenizer.vocab_size, n_embd, n_layer, n_head)
@@ -325,10 +337,11 @@ def text_of(episodes, annotated, reader):
     """
     text, own = {}, range(distributed.RANK, len(episodes), distributed.WORLD)
     for i in tqdm(own, "reading", disable=None if reader else True):
-        known = episodes.known(i) & (i in annotated)
-        captions = [caption for caption in episodes.captions(i) if known[caption.start]]
+        episode = episodes[i]
+        known = episode.known & (i in annotated)
+        captions = [caption for caption in episode.captions if known[caption.start]]
         if reader and not known.all():
-            read = reader.captions(episodes.obs(i))
+            read = reader.captions(episode.obs)
             captions += [caption for caption in read if not known[caption.start]]
         told = known | (reader is not None or not annotated)
         if told.any():
@@ -387,10 +400,10 @@ def check_settings():
 
 def evaluate(encoder, episodes, tokenizer, n=20):
     """Caption F1 on the first n episodes, the encoder writing freely; and what collapse shows."""
-    first = range(min(n, len(episodes)))
-    written = written_captions(encoder, [episodes.obs(i) for i in first], tokenizer)
-    result = score([episodes.captions(i) for i in first], written)
-    steps = sum(episodes.steps(i) for i in first)
+    first = episodes[:n]
+    written = written_captions(encoder, [episode.obs for episode in first], tokenizer)
+    result = score([episode.captions for episode in first], written)
+    steps = sum(episode.steps for episode in first)
     spoken = sum(len({caption.start for caption in captions}) for captions in written)
     distinct = len({caption.text for captions in written for caption in captions})
     scores = {name: result[name] for name in ("f1", "f1_exact", "word_f1", "precision", "recall")}

@@ -12,21 +12,22 @@ import torch.nn.functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 from bench.probe import LARGE, multiplications, probe
-from data import END, SILENCE, Caption, Episodes, read_stream, write_stream
+from data import END, SILENCE, read_stream, write_stream
 from encoder import Reader, written_captions
+from runtime.dataset import Caption, Episodes
 
 TOGETHER = 2**26  # numbers of the episodes that are written at once
 
 
 def captions_of(encoder, episodes, tokenizer, observations="true"):
     """What the encoder writes on each episode, given true, shuffled or zeroed observations."""
-    longest = max(episodes.steps(i) for i in range(len(episodes)))
+    longest = max(episode.steps for episode in episodes)
     rows = min(max(TOGETHER // (longest * episodes.meta["obs_dim"]), 1), 64)
     other = observations == "shuffled"  # each as long as it was, or as the other is
     written = []
     for first in range(0, len(episodes), rows):
         some = range(first, min(first + rows, len(episodes)))
-        obs = [episodes.obs(i - other, 0, episodes.steps(i)) for i in some]
+        obs = [episodes[i - other].window(0, episodes[i].steps) for i in some]
         if observations == "zeroed":
             obs = [torch.zeros_like(own) for own in obs]
         written += written_captions(encoder, obs, tokenizer)
@@ -35,24 +36,23 @@ def captions_of(encoder, episodes, tokenizer, observations="true"):
 
 def perfect_writer(episodes, tokenizer):
     """The true captions through a stream and back."""
-    every = range(len(episodes))
-    streams = [write_stream(episodes.captions(i), episodes.steps(i), tokenizer) for i in every]
+    streams = [write_stream(e.captions, e.steps, tokenizer) for e in episodes]
     return [read_stream(*stream, tokenizer) for stream in streams]
 
 
 def most_frequent(episodes, train, annotated):
     """The annotated episodes' most frequent caption, as often as it occurs there."""
-    texts = Counter(c.text for i in annotated for c in train.captions(i))
+    texts = Counter(c.text for i in annotated for c in train[i].captions)
     text, count = texts.most_common(1)[0]
-    every = max(sum(train.steps(i) for i in annotated) // count, 1)
-    lengths = [episodes.steps(i) for i in range(len(episodes))]
+    every = max(sum(train[i].steps for i in annotated) // count, 1)
+    lengths = [episode.steps for episode in episodes]
     return [[Caption(t, t + 1, text) for t in range(every // 2, n, every)] for n in lengths]
 
 
 def reader_alone(episodes, folder, tokenizer):
     """What the run's reader, of which the encoder learned, reads."""
     reader = Reader.from_pretrained(folder, tokenizer)
-    return [reader.captions(episodes.obs(i)) for i in range(len(episodes))]
+    return [reader.captions(episode.obs) for episode in episodes]
 
 
 def probes(episodes, train, annotated, T):
@@ -68,11 +68,11 @@ def probes(episodes, train, annotated, T):
 
 def windows_of(episodes, tokenizer, T):
     """The true streams in windows: obs (T, D), and tok, step (L,) of its slots."""
-    for i in range(len(episodes)):
-        tok, step = write_stream(episodes.captions(i), episodes.steps(i), tokenizer)
-        for start in range(0, episodes.steps(i) - T + 1, T):
+    for episode in episodes:
+        tok, step = write_stream(episode.captions, episode.steps, tokenizer)
+        for start in range(0, episode.steps - T + 1, T):
             inside = (step >= start) & (step < start + T)
-            obs = episodes.obs(i, start, start + T).float()
+            obs = episode.window(start, start + T).float()
             yield obs, torch.from_numpy(tok[inside]), torch.from_numpy(step[inside] - start)
 
 

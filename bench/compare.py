@@ -13,8 +13,8 @@ import sys
 
 from bench.arms import captions_of
 from bench.intervals import counts_of, f1_of, percentiles, resampled
-from data import Episodes
 from encoder import load
+from runtime.dataset import Episodes
 from runtime.distributed import pick_device
 
 APART = {"out_dir", "resume", "device", "wandb"}  # settings that change no result
@@ -24,7 +24,7 @@ def scored(out_dir):
     """Settings of a run, its test episodes' true captions, and their counts (E, 2)."""
     encoder, tokenizer, _, config = load(out_dir, pick_device("auto"))
     episodes = Episodes(config["data"], "test")
-    true = [episodes.captions(i) for i in range(len(episodes))]
+    true = [episode.captions for episode in episodes]
     return config, true, counts_of(true, captions_of(encoder, episodes, tokenizer))
 
 

@@ -27,8 +27,8 @@ import torch
 from tqdm import tqdm
 
 import train
-from data import Caption, Episode, write_shard
 from runtime import checkpoint
+from runtime.dataset import Caption, Episode, write_shard
 from runtime.shards import write_meta
 
 times = 50  # runs

@@ -19,11 +19,12 @@ from tqdm import tqdm
 import sample
 import train
 from bench.faults import make_data
-from data import Episode, Episodes, Tokenizer, write_shard
+from data import Tokenizer
 from domains.vpt import embed
 from domains.vpt.network import VPT
 from encoder import Encoder, Features
 from model import Config, GPTNeoX
+from runtime.dataset import Episode, Episodes, write_shard
 from runtime.files import read_json
 from runtime.pretrained import BYTE
 from runtime.shards import write_meta
@@ -44,10 +45,9 @@ def contents(folder):
     """All that a data set holds, for training."""
     found = {}
     for split in ("train", "val", "test"):
-        episodes = Episodes(folder, split)
-        for i, record in enumerate(episodes.records):
-            about = split, episodes.captions(i), record["annotated"]
-            found[record["id"]] = episodes.obs(i).tolist(), about
+        for episode in Episodes(folder, split):
+            about = split, episode.captions, episode.annotated
+            found[episode.id] = episode.obs.tolist(), about
     return found
 
 
@@ -204,8 +204,8 @@ def use_recordings(folder, broken):
         ):
             program(embed, *options, f"--out={folder}/{out}", *more)
         for split in read_json(folder / out / "meta.json")["splits"]:
-            episodes = Episodes(folder / out, split)
-            for i, record in enumerate(episodes.records):
-                if not broken.startswith(f"rec/{record['id']}"):
-                    found[out, record["id"]] = episodes.obs(i).tolist(), record
+            for episode in Episodes(folder / out, split):
+                if not broken.startswith(f"rec/{episode.id}"):
+                    about = episode.captions, episode.annotated
+                    found[out, episode.id] = episode.obs.tolist(), about
     return found

@@ -24,8 +24,9 @@ import numpy as np
 from bench.arms import captions_of
 from bench.intervals import interval
 from bench.probe import regression
-from data import Episodes, Tokenizer, choose_annotated, match, read_text, score
+from data import Tokenizer, match, score
 from encoder import choose_reader, load
+from runtime.dataset import Episodes, choose_annotated, read_text
 from runtime.files import regular_file
 from runtime.shards import read_line
 
@@ -84,9 +85,9 @@ def text_alone(worlds=250):
     episodes = Episodes(folder, "train")
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "w") as file:
-        for i in range(len(episodes)):
-            for caption in episodes.captions(i):
-                about = dict(episode=episodes.records[i]["id"], **caption._asdict())
+        for episode in episodes:
+            for caption in episode.captions:
+                about = dict(episode=episode.id, **caption._asdict())
                 file.write(json.dumps(about) + "\n")
     return path
 
@@ -124,10 +125,10 @@ def fitted(train, some):
     if arm == "logistic regression":
         return regression(train, some, Episodes(data, "val"), episodes)
     text = read_text(data) if arm == "reader with text" else []
-    captions = [*(train.known_captions(i) for i in some), *text]
+    captions = [*(train[i].known_captions for i in some), *text]
     tokenizer = Tokenizer.from_captions({c.text for of in captions for c in of})
     reader = choose_reader(train, some, tokenizer, text)
-    return [reader.captions(episodes.obs(i)) for i in range(len(episodes))]
+    return [reader.captions(episode.obs) for episode in episodes]
 
 
 def cell():
@@ -136,8 +137,8 @@ def cell():
     some = choose_annotated(train, annotated, seed)
     arms = {arm: fitted(train, some)} if ARMS[arm] is None else trained(train)
     episodes = fresh_episodes()
-    true = [episodes.captions(i) for i in range(len(episodes))]
-    said = {caption.text for i in some for caption in train.known_captions(i)}
+    true = [episode.captions for episode in episodes]
+    said = {caption.text for i in some for caption in train[i].known_captions}
     Path(out).mkdir(parents=True, exist_ok=True)
     with open(Path(out, "scores.jsonl"), "a") as file:
         for name, captions in arms.items():

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from data import Caption, score
+from data import score
+from runtime.dataset import Caption
 
 PENALTIES = 1e-2, 1e-3, 1e-4
 MARGINS = np.arange(-6, 3.1, 0.5)  # added to the logit of silence
@@ -21,14 +22,14 @@ LARGE = 2e10  # multiplications in a pass over the data; all passes take half an
 
 
 def true_captions(episodes):
-    return [episodes.captions(i) for i in range(len(episodes))]
+    return [episode.captions for episode in episodes]
 
 
-def starts(episodes, i, texts):
-    """The index in texts of the caption that starts at each step of episode i, len(texts) where
+def starts(episode, texts):
+    """The index in texts of the caption that starts at each step of an episode, len(texts) where
     none does, -1 where nobody annotated: (N,) int64."""
-    starts = np.where(episodes.known(i), len(texts), -1)
-    for caption in episodes.known_captions(i):
+    starts = np.where(episode.known, len(texts), -1)
+    for caption in episode.known_captions:
         starts[caption.start] = texts.index(caption.text)
     return torch.from_numpy(starts)
 
@@ -36,9 +37,9 @@ def starts(episodes, i, texts):
 def moments(episodes, some):
     """Mean and deviation (D,) of some of the episodes, which are read one at a time."""
     n, total, square = 0, 0, 0
-    shift = episodes.obs(some[0]).double().mean(0)  # or a large mean swallows the deviation
+    shift = episodes[some[0]].obs.double().mean(0)  # or a large mean swallows the deviation
     for i in some:
-        x = episodes.obs(i).double() - shift
+        x = episodes[i].obs.double() - shift
         n, total, square = n + len(x), total + x.sum(0), square + x.square().sum(0)
     std = ((square - total * total / n) / max(n - 1, 1)).clamp(min=0).sqrt()
     return (shift + total / n).float(), std.float()
@@ -50,17 +51,17 @@ class Probe:
     def __init__(self, train, annotated, T):
         """annotated: the episodes of train that it learns from."""
         self.train, self.T = train, T
-        self.texts = sorted({c.text for i in annotated for c in train.known_captions(i)})
+        self.texts = sorted({c.text for i in annotated for c in train[i].known_captions})
         self.mean, std = moments(train, annotated)
         self.std = std.where(std > 1e-6, torch.inf)  # what never moved there says nothing later
-        self.labels = {i: starts(train, i, self.texts) for i in annotated}
+        self.labels = {i: starts(train[i], self.texts) for i in annotated}
         self.weight = torch.zeros(T * len(std) + 1, len(self.texts) + 1)
 
-    def look(self, episodes, i, start=0, stop=None):
-        """Steps start .. stop of episode i, standardised, after the T-1 before them; before its
+    def look(self, episode, start=0, stop=None):
+        """Steps start .. stop of an episode, standardised, after the T-1 before them; before its
         first step, ones like that: (T-1+n, D)."""
         before = max(start - self.T + 1, 0)
-        x = (episodes.obs(i, before, stop) - self.mean).div_(self.std)
+        x = (episode.window(before, stop) - self.mean).div_(self.std)
         missing = self.T - 1 - (start - before)
         return torch.cat((x[:1].expand(missing, -1), x)) if missing else x
 
@@ -69,7 +70,7 @@ class Probe:
         learns from, at most ROWS steps at a time."""
         for i, label in self.labels.items():
             for a in range(0, len(label), ROWS):
-                yield self.look(self.train, i, a, a + ROWS), label[a : a + ROWS]
+                yield self.look(self.train[i], a, a + ROWS), label[a : a + ROWS]
 
     def logits(self, x, weight):
         """x (T-1+N, D) -> (N, C), of each step's window of T rows.
@@ -117,7 +118,7 @@ class Probe:
 
     def read(self, episodes):
         """The logits of each episode."""
-        return [self.logits(self.look(episodes, i), self.weight) for i in range(len(episodes))]
+        return [self.logits(self.look(episode), self.weight) for episode in episodes]
 
 
 def write(logits, texts, margin, pause):
@@ -133,8 +134,8 @@ def write(logits, texts, margin, pause):
 
 def multiplications(T, train, annotated):
     """In a pass over the data."""
-    steps = sum(train.steps(i) for i in annotated)
-    texts = {c.text for i in annotated for c in train.known_captions(i)}
+    steps = sum(train[i].steps for i in annotated)
+    texts = {c.text for i in annotated for c in train[i].known_captions}
     return steps * train.meta["obs_dim"] * T * (len(texts) + 1)
 
 
@@ -161,8 +162,8 @@ def regression(train, annotated, val, episodes):
     except ImportError:
         remedy = "pip install -r requirements-extra.txt"
         raise ValueError(f"the package scikit-learn is missing: run `{remedy}`") from None
-    texts = sorted({c.text for i in annotated for c in train.known_captions(i)})
-    obs = torch.cat([train.obs(i) for i in annotated]).float()
+    texts = sorted({c.text for i in annotated for c in train[i].known_captions})
+    obs = torch.cat([train[i].obs for i in annotated]).float()
     mean, std = obs.mean(0), obs.std(0)
     scale = (std > 1e-6) / std.clamp(min=1e-6)
 
@@ -170,23 +171,23 @@ def regression(train, annotated, val, episodes):
         x = (obs.float() - mean) * scale
         return torch.cat((x, F.pad(x.diff(dim=0), (0, 0, 1, 0))), 1).clamp(-3, 3).numpy()
 
-    label = np.concatenate([starts(train, i, texts).numpy() for i in annotated])
-    x = np.concatenate([look(train.obs(i)) for i in annotated])[label >= 0]
+    label = np.concatenate([starts(train[i], texts).numpy() for i in annotated])
+    x = np.concatenate([look(train[i].obs) for i in annotated])[label >= 0]
     label, best = label[label >= 0], (-1, None)
     for strength in (0.3, 0.1, 0.03):
         one = LogisticRegression(penalty="l1", solver="liblinear", C=strength)
         model = OneVsRestClassifier(one).fit(x, label)
 
-        def logits(part, i, model=model):
-            found = np.full((part.steps(i), len(texts) + 1), -99.0)
-            found[:, model.classes_] = model.decision_function(look(part.obs(i)))
+        def logits(episode, model=model):
+            found = np.full((episode.steps, len(texts) + 1), -99.0)
+            found[:, model.classes_] = model.decision_function(look(episode.obs))
             return torch.from_numpy(found)
 
-        seen = [logits(val, i) for i in range(len(val))]
+        seen = [logits(episode) for episode in val]
         for margin, pause in itertools.product(np.arange(-4, 4.1, 1), PAUSES):
             written = [write(y, texts, margin, pause) for y in seen]
             f1 = score(true_captions(val), written)["f1"]
             best = max(best, (f1, strength, margin, pause, model), key=lambda row: row[0])
     _, _, margin, pause, model = best
-    read = [logits(episodes, i, model) for i in range(len(episodes))]
+    read = [logits(episode, model) for episode in episodes]
     return [write(y, texts, margin, pause) for y in read]

@@ -29,9 +29,10 @@ from tqdm import tqdm
 from bench.intervals import bootstrap
 from bench.labels import fresh_episodes
 from bench.probe import starts
-from data import Caption, Episodes, Tokenizer, choose_annotated, score
+from data import Tokenizer, score
 from domains.crafter_words import describe, in_words
 from encoder import Features, choose_reader
+from runtime.dataset import Caption, Episodes, choose_annotated
 
 annotated = 8  # episodes that give examples; 0: none, and the captions of all are listed
 seed = 0  # another choice of annotated episodes
@@ -129,10 +130,10 @@ class Examples:
         self.features = Features(train.meta["obs_dim"]).measure(train)
         seen = [torch.zeros(0, self.features.size())]
         for i in annotated:
-            lines = describe(train.obs(i))
-            seen.append(self.look(train.obs(i), lines))
+            lines = describe(train[i].obs)
+            seen.append(self.look(train[i].obs, lines))
             self.lines += lines.values()
-            self.labels += starts(train, i, texts)[list(lines)].tolist()
+            self.labels += starts(train[i], texts)[list(lines)].tolist()
         self.seen = torch.cat(seen)  # (E, F)
 
     def look(self, obs, lines):  # (N, D) -> (n, F)
@@ -175,8 +176,7 @@ def captions(scores, answers, bias):
 
 def read(episodes, n):
     """Observations, lines and true captions of the first n episodes."""
-    some = range(min(n, len(episodes)))
-    return [(episodes.obs(i), describe(episodes.obs(i)), episodes.captions(i)) for i in some]
+    return [(e.obs, describe(e.obs), e.captions) for e in episodes[:n]]
 
 
 def choose(scores_of, options, answers, val):
@@ -214,7 +214,7 @@ def main():
     torch.manual_seed(0)
     train = Episodes(data, "train")
     some = choose_annotated(train, annotated, seed)
-    texts = sorted({c.text for i in some or range(len(train)) for c in train.known_captions(i)})
+    texts = sorted({c.text for i in some or range(len(train)) for c in train[i].known_captions})
     examples = Examples(train, some, texts)
     prompter = Prompter(lm, tokenizer, examples.answers, listed=not some)
     val, test = read(Episodes(data, "val"), n_val), read(fresh_episodes(), n_test)

@@ -28,8 +28,9 @@ import numpy as np
 from bench.arms import captions_of
 from bench.intervals import bootstrap
 from bench.probe import probe, true_captions
-from data import Caption, Episode, Episodes, score, write_shard
+from data import score
 from encoder import load
+from runtime.dataset import Caption, Episode, Episodes, write_shard
 from runtime.shards import read_meta, write_meta
 
 only = ""  # 'watch' | 'motions' | 'storms'; '': all three
@@ -89,8 +90,8 @@ def motions(rng):
     folder = folder_of("sktime") / "datasets" / "data" / "BasicMotions"
     given = list(read_ts(folder / "BasicMotions_TRAIN.ts"))
     test = list(read_ts(folder / "BasicMotions_TEST.ts"))
-    val = [given[i] for i in range(len(given)) if i % 10 >= 7]
-    train = [given[i] for i in range(len(given)) if i % 10 < 7]
+    val = [each for i, each in enumerate(given) if i % 10 >= 7]
+    train = [each for i, each in enumerate(given) if i % 10 < 7]
     orders = dict(train=(train, 8), val=(val, 8), test=(test, 1))
     return {
         name: [e for n in range(times) for e in in_a_row(some, 10, f"{name}-{n}", rng)]

@@ -28,8 +28,9 @@ from bench.arms import (
     reader_alone,
 )
 from bench.intervals import bootstrap, interval
-from data import Episodes, choose_annotated, f1, match, score
+from data import f1, match, score
 from encoder import load
+from runtime.dataset import Episodes, choose_annotated
 from runtime.distributed import pick_device
 from sample import predictor_of
 
@@ -51,8 +52,8 @@ def report(out_dir, split="test", device="auto"):
         arms |= probes(episodes, train, annotated, encoder.T)
         arms["most frequent caption"] = most_frequent(episodes, train, annotated)
     arms["perfect writer"] = perfect_writer(episodes, tokenizer)
-    true = [episodes.captions(i) for i in range(len(episodes))]
-    said = {caption.text for i in annotated for caption in train.known_captions(i)}
+    true = [episode.captions for episode in episodes]
+    said = {caption.text for i in annotated for caption in train[i].known_captions}
     scores = {arm: all_scores(true, captions, said) for arm, captions in arms.items()}
     losses = {}
     if predictor:

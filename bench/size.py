@@ -33,8 +33,9 @@ import scripts.page
 import scripts.show
 import train
 from bench.faults import fork
-from data import Caption, Episodes, Windows, choose_annotated
+from data import Windows
 from encoder import Features, Reader, choose_reader, load, written_captions
+from runtime.dataset import Caption, Episodes, choose_annotated
 
 recordings = "4,8,16,32"  # how many there are, a column each
 steps = 6000  # of a recording

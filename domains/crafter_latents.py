@@ -22,9 +22,9 @@ from safetensors.torch import load_file
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
-from data import Episode, Episodes, read_text, write_shard, write_text
 from domains.crafter_play import PER_SHARD, observe
 from domains.crafter_player import Player, World, constants
+from runtime.dataset import Episode, Episodes, read_text, write_shard, write_text
 from runtime.files import alone, save_tensors
 from runtime.program import workers
 from runtime.shards import read_meta, shard_path, write_meta
@@ -147,18 +147,16 @@ def the_policy(obs_dim):
 
 
 @torch.no_grad()
-def translate(episodes, i, model):
-    """Episode i with the policy's latents as observations."""
-    obs = model.latents(episodes.obs(i)[None])[0]
-    record = episodes.records[i]
-    captions, pictures = episodes.captions(i), episodes.pictures(i)
-    return Episode(record["id"], obs, captions, record["annotated"], pictures)
+def translate(episode, model):
+    """The episode with the policy's latents as observations."""
+    obs = model.latents(episode.obs[None])[0]
+    return Episode(episode.id, obs, episode.captions, episode.annotated, episode.pictures)
 
 
 def write_split(source, split, model):
     for first in tqdm(range(0, len(source), PER_SHARD), split):
-        some = range(first, min(first + PER_SHARD, len(source)))
-        write_shard(out, split, first // PER_SHARD, [translate(source, i, model) for i in some])
+        translated = [translate(episode, model) for episode in source[first : first + PER_SHARD]]
+        write_shard(out, split, first // PER_SHARD, translated)
 
 
 def main():

@@ -20,9 +20,9 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from data import Caption, Episode, write_shard, write_text
 from domains.crafter_details import DETAILS, situation, tell
 from domains.crafter_player import MOVES, Player, World, constants, objects
+from runtime.dataset import Caption, Episode, write_shard, write_text
 from runtime.files import alone, read_json, write_json
 from runtime.program import workers
 from runtime.shards import shard_path, write_meta

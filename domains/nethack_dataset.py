@@ -15,8 +15,8 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
-from data import Episode, write_shard
 from domains.nethack_play import tell
+from runtime.dataset import Episode, write_shard
 from runtime.files import alone, check_empty
 from runtime.shards import write_meta
 

@@ -22,11 +22,11 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from data import Caption, Episode, write_shard
 from domains import nethack_game as glyphs
 from domains.crafter_play import PER_SHARD, missing, write_plan
 from domains.nethack_game import Game, nethack, table
 from domains.nethack_player import Player
+from runtime.dataset import Caption, Episode, write_shard
 from runtime.files import alone
 from runtime.program import workers
 from runtime.shards import write_meta

@@ -9,7 +9,7 @@ import math
 import sys
 from pathlib import Path
 
-from data import Caption, record_faults
+from runtime.dataset import Caption, record_faults
 from runtime.files import parse_json, regular_file
 from runtime.patterns import composed
 from scripts.annotations import (

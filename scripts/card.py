@@ -10,8 +10,8 @@ import json
 import sys
 from pathlib import Path
 
-from data import Episodes
 from runtime import checkpoint
+from runtime.dataset import Episodes
 from runtime.files import read_json, replace
 from runtime.shards import read_meta
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from data import record_faults
+from runtime.dataset import record_faults
 from runtime.program import workers
 from runtime.shards import read_meta, read_shard, shard_path, shard_paths
 

@@ -31,7 +31,7 @@ from collections import Counter
 
 import numpy as np
 
-from data import Caption, Episode, Episodes, choose_annotated, write_shard
+from runtime.dataset import Caption, Episode, Episodes, choose_annotated, write_shard
 from runtime.files import alone, check_empty
 from runtime.shards import read_meta, write_meta
 from scripts.captions import read_text
@@ -191,18 +191,18 @@ def shortest_repeat(episodes):
     return shortest
 
 
-def changes(episodes, i):
+def changes(episode):
     """Of each feature of an episode since the step before, (N - 1, D) float32."""
-    return episodes.obs(i).float().diff(dim=0).numpy()
+    return episode.obs.float().diff(dim=0).numpy()
 
 
 def smallest_jumps(episodes):
     """The change of each feature beyond which it jumps, (D,): its deviation, and JUMP times its
     median change, which SAMPLE steps tell to a hundredth."""
-    steps = sum(episodes.steps(i) for i in range(len(episodes)))
+    steps = sum(episode.steps for episode in episodes)
     n, total, square, some = 0, 0, 0, []
-    for i in range(len(episodes)):
-        change = changes(episodes, i)
+    for episode in episodes:
+        change = changes(episode)
         n, total = n + len(change), total + change.sum(0, dtype=float)
         square = square + np.square(change, dtype=float).sum(0)
         some.append(np.abs(change[:: -(-steps // SAMPLE)]))
@@ -213,8 +213,8 @@ def smallest_jumps(episodes):
 def find_events(episodes):
     """Kinds and steps of the events of each episode; 2 f: feature f jumps down, 2 f + 1: up."""
     least, events = smallest_jumps(episodes), []
-    for i in range(len(episodes)):
-        change = changes(episodes, i)
+    for episode in episodes:
+        change = changes(episode)
         step, feature = np.nonzero(np.abs(change) > least)
         kind = 2 * feature + (change[step, feature] > 0)
         events.append((kind.astype(np.int32), (step + 1).astype(np.int32)))
@@ -246,13 +246,13 @@ def marks_of(captions, texts, length):
 
 def marks_of_known(episodes, annotated, length):
     """Marks, of one kind, of each step that is annotated."""
-    steps = [(episodes.known(i) & (i in annotated)).nonzero()[0] for i in range(len(episodes))]
+    steps = [(e.known & (i in annotated)).nonzero()[0] for i, e in enumerate(episodes)]
     return Marks.of_episodes([(0 * known, known) for known in steps], 1, length)
 
 
 def read_annotated(episodes, annotated, texts):
     """The captions of each episode; none of those that are not annotated."""
-    read = [episodes.known_captions(i) if i in annotated else [] for i in range(len(episodes))]
+    read = [e.known_captions if i in annotated else [] for i, e in enumerate(episodes)]
     other = {caption.text for captions in read for caption in captions} - set(texts)
     if other:
         lacks = f"the text has fewer than {FEWEST} captions {', '.join(sorted(other))}"
@@ -265,7 +265,7 @@ def decipher(episodes, said, annotated):
 
     annotated: the episodes whose captions may be read, to tell which event is which.
     """
-    length = max(episodes.steps(i) for i in range(len(episodes)))
+    length = max(episode.steps for episode in episodes)
     said = usable(said, length)
     texts = sorted({caption.text for captions in said for caption in captions})
     spoken = marks_of(said, texts, length)
@@ -285,7 +285,7 @@ def decipher(episodes, said, annotated):
         found = (true.near(times) & (true.kind == kind)).sum()
         found = f"at {found} of {true.count()[kind]} annotated, " if annotated else ""
         print(f"{texts[kind]:24} {jumps:24} {rates}, {found}margin {margin:.0f}", flush=True)
-    captions = [[] for _ in range(len(episodes))]
+    captions = [[] for _ in episodes]
     for time, name in sorted(text_at.items()):
         episode, step = seen.episode_and_step(time)
         captions[episode].append(Caption(int(step), int(step) + 1, name))
@@ -299,15 +299,13 @@ def decipher(episodes, said, annotated):
 def rewrite(episodes, captions, split):
     """Writes the split in shards as it was. captions: {i: new ones}; other episodes keep theirs."""
 
-    def episode(i):
-        record = episodes.records[i]
-        known = "all" if i in captions else record["annotated"]
-        own = captions[i] if i in captions else episodes.captions(i)
-        return Episode(record["id"], episodes.obs(i), own, known, episodes.pictures(i))
+    def rewritten(i, e):
+        known = "all" if i in captions else e.annotated
+        return Episode(e.id, e.obs, captions.get(i, e.captions), known, e.pictures)
 
-    shards = itertools.groupby(range(len(episodes)), lambda i: episodes.index[i][0])
-    for index, (_, numbers) in enumerate(shards):
-        write_shard(out, split, index, [episode(i) for i in numbers])
+    shards = itertools.groupby(enumerate(episodes), lambda pair: pair[1].shard)
+    for index, (_, pairs) in enumerate(shards):
+        write_shard(out, split, index, [rewritten(*pair) for pair in pairs])
 
 
 def main():

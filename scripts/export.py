@@ -20,8 +20,8 @@ from pathlib import Path
 from tqdm import tqdm
 
 import sample
-from data import Caption, Episodes
 from encoder import load
+from runtime.dataset import Caption, Episodes
 from runtime.distributed import pick_device
 from runtime.files import replace
 from scripts.annotations import WRITTEN, library
@@ -106,7 +106,7 @@ def write(path, captions, steps, rate):
 
 def paths_for(episodes):
     """Where the file of each episode goes. Raises ValueError rather than replace one."""
-    paths = [Path(out, f"{record['id']}.{format}") for record in episodes.records]
+    paths = [Path(out, f"{episode.id}.{format}") for episode in episodes]
     for path in paths:
         if not path.resolve().is_relative_to(Path(out).resolve()):
             raise ValueError(f"{path} would not be in {out}: pack with another name")
@@ -131,7 +131,7 @@ def main():
     paths, count = paths_for(episodes), 0
     for i, path in enumerate(tqdm(paths, "writing", disable=None)):
         captions = said_by(encoder, episodes, i, tokenizer)
-        write(path, captions, episodes.steps(i), rate)
+        write(path, captions, episodes[i].steps, rate)
         count += len(captions)
     print(f"{len(paths)} files with {count} captions in {out}, such as {paths[0]}")
 

@@ -1,5 +1,5 @@
 r"""
-Packs your observations and captions into a data set (data.py says what that is).
+Packs your observations and captions into a data set (runtime/dataset.py says what that is).
 
     python -m scripts.pack --obs='episodes/*.npy' --captions=captions.csv --out=data/mine
     python -m scripts.pack .. --fps=5      the captions' times are seconds, a second has 5 steps
@@ -47,7 +47,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from data import TEXT, Episode, record_faults, write_shard, write_text
+from runtime.dataset import TEXT, Episode, record_faults, write_shard, write_text
 from runtime.distributed import note_of, portion
 from runtime.files import alone, checksum, read_json, regular_file, replace, write_json
 from runtime.patterns import composed, listed

@@ -28,8 +28,9 @@ import numpy as np
 import torch
 
 import sample
-from data import END, SILENCE, Episodes
+from data import END, SILENCE
 from encoder import load
+from runtime.dataset import Episodes
 from runtime.distributed import pick_device
 from runtime.files import replace
 from runtime.shards import read_line
@@ -118,7 +119,7 @@ def silences(captions, annotated, steps):
 def texts_of(source):
     """The texts of a data set, the most frequent first."""
     splits = [Episodes(source.folder, name) for name in source.meta["splits"]]
-    texts = Counter(c.text for part in splits for i in range(len(part)) for c in part.captions(i))
+    texts = Counter(c.text for part in splits for episode in part for c in episode.captions)
     return [text for text, _ in texts.most_common(TEXTS)]
 
 
@@ -267,17 +268,17 @@ def main():
     names, texts = named_features(source.folder, source.meta["obs_dim"]), texts_of(source)
     rate, pages = source.meta["steps_per_second"], []
     for i in chosen(source):
-        name, annotated = source.records[i]["id"], source.records[i]["annotated"]
-        steps = source.steps(i)
+        name, annotated = source[i].id, source[i].annotated
+        steps = source[i].steps
         path = html if html and episode else page_of(index, i)
         rows, stream, ahead = sample.read(encoder, predictor, source, i, tokenizer, min_prob)
         pair_near_misses(rows)
         about = dict(id=name, split=split, source=str(source.folder), run=str(folder))
-        pictures = source.pictures(i)
-        spans = silences(source.captions(i), annotated, steps)
+        pictures = source[i].pictures
+        spans = silences(source[i].captions, annotated, steps)
         more = dict(rate=rate, texts=texts, silences=spans)
         if pictures is None:
-            more["features"] = heat_map(encoder.projector.features, source.obs(i), names)
+            more["features"] = heat_map(encoder.projector.features, source[i].obs, names)
         size = write(path, about, rows, stream, ahead, tokenizer, pictures, **more)
         print(f"{path}  {size / 1e6:.1f} MB")
         kinds = Counter(row["kind"] for row in rows)

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
-from data import record_faults
+from runtime.dataset import record_faults
 from runtime.files import regular_file
 from runtime.patterns import composed, matching
 from runtime.shards import DTYPES, finite

@@ -6,7 +6,6 @@ Tells what is in a data set, and warns of what will hurt training.
 
 from configurator import docstring, run
 import difflib
-import functools
 import glob
 import os
 import re
@@ -17,8 +16,9 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from data import Episodes, Tokenizer, captions_in
+from data import Tokenizer
 from encoder import MOST
+from runtime.dataset import Episodes
 from runtime.shards import ABSURD, absurd, absurd_warning
 from scripts.oddities import MANY, alike, at_most, views
 
@@ -29,20 +29,21 @@ READ = 2**30  # bytes of observations read for the statistics; of more, every n-
 def observation_statistics(splits):
     """Mean, deviation, least and largest value of each dim (D,), of how many episodes, and
     warnings of absurd numbers, which are left out of the four."""
-    every = [(episodes, i) for episodes in splits.values() for i in range(len(episodes))]
-    size = sum(4 * episodes.meta["obs_dim"] * episodes.steps(i) for episodes, i in every)
+    every = [episode for episodes in splits.values() for episode in episodes]
+    obs_dim = next(iter(splits.values())).meta["obs_dim"]
+    size = sum(4 * obs_dim * episode.steps for episode in every)
     some = every[:: size // READ + 1]
     count, total, square = 0, 0, 0
     least, most = torch.tensor(np.inf), torch.tensor(-np.inf)
     # or a large mean swallows the deviation
-    shift = some[0][0].obs(some[0][1]).double().median(0).values
+    shift = some[0].obs.double().median(0).values
     warnings = []
-    for episodes, i in tqdm(some, desc="reading", leave=False, disable=None):
-        x = episodes.obs(i)
+    for episode in tqdm(some, desc="reading", leave=False, disable=None):
+        x = episode.obs
         low, high = x.amin(0), x.amax(0)
         if max(-low.double().min(), high.max()) > ABSURD:
             x = x.double()
-            warnings += absurd_warning(x, episodes.records[i]["id"])
+            warnings += absurd_warning(x, episode.id)
             x = x.where(~absurd(x), x.median(0).values)
             low, high = x.amin(0), x.amax(0)
         least, most = torch.minimum(least, low), torch.maximum(most, high)
@@ -60,13 +61,13 @@ def observation_statistics(splits):
 def text_statistics(episodes, tokenizer):
     """What a split's captions become on the stream, as a dict of counts and lists."""
     counts = dict(texts=Counter(), tokens=[], known=0, spoken=0, cut=0)
-    for i in range(len(episodes)):
+    for episode in episodes:
         said = Counter()  # tokens and ENDs of each step
-        for caption in episodes.captions(i):
+        for caption in episode.captions:
             counts["tokens"].append(len(tokenizer.encode(caption.text)))
             counts["texts"][caption.text] += 1
             said[caption.start] += counts["tokens"][-1] + 1
-        known = episodes.known(i)
+        known = episode.known
         counts["known"] += int(known.sum())
         counts["spoken"] += sum(bool(known[step]) for step in said)
         counts["cut"] += sum(n > MOST for n in said.values())
@@ -84,7 +85,7 @@ def share(n, total):
 
 def describe(split, episodes, counts):
     """A split in a few lines."""
-    steps = [episodes.steps(i) for i in range(len(episodes))]
+    steps = [episode.steps for episode in episodes]
     total, rate = sum(steps), episodes.meta["steps_per_second"]
     hours = f", {total / rate / 3600:.2f} hours at {rate:g} steps per second" if rate else ""
     texts, tokens = counts["texts"], counts["tokens"]
@@ -142,9 +143,9 @@ def text_warnings(counts):
 def identity_warnings(splits):
     """Episodes that start and end with the same observations, or with those a step later."""
     seen = {
-        (split, episodes.records[i]["id"]): views(functools.partial(episodes.obs, i), steps)
+        (split, episode.id): views(episode.window, episode.steps)
         for split, episodes in splits.items()
-        for i, steps in enumerate(map(episodes.steps, range(len(episodes))))
+        for episode in episodes
     }
     kinds = "identical episodes", "equal but for a step"
     for groups, kind in zip(alike(seen), kinds, strict=True):
@@ -160,9 +161,9 @@ def group_warnings(splits):
     """A warning where episodes named alike up to the last part stand in two splits."""
     groups = {}
     for split, episodes in splits.items():
-        for record in episodes.records:
-            found = re.match(r"(.+)[\W_]", record["id"])
-            groups.setdefault(found[1] if found else record["id"], set()).add(split)
+        for episode in episodes:
+            found = re.match(r"(.+)[\W_]", episode.id)
+            groups.setdefault(found[1] if found else episode.id, set()).add(split)
     shared = [name for name, of_splits in groups.items() if len(of_splits) > 1]
     if shared and len(groups) > 1:
         which = f"{min(shared)!r} and {len(shared) - 1} more" if shared[1:] else repr(shared[0])
@@ -186,14 +187,14 @@ def show(folder):
     meta = first.meta
     origin = "; ".join(f"{key}: {meta.get(key) or 'not told'}" for key in ("source", "licence"))
     print(f"{folder}: {meta['obs_dim']} {meta['dtype']} a step; {origin}")
-    records = [record for episodes in splits.values() for record in episodes.records]
-    tokenizer = Tokenizer.from_captions(c.text for r in records for c in captions_in(r))
+    every = [episode for episodes in splits.values() for episode in episodes]
+    tokenizer = Tokenizer.from_captions(c.text for episode in every for c in episode.captions)
     counts = {split: text_statistics(episodes, tokenizer) for split, episodes in splits.items()}
     for split, episodes in splits.items():
         describe(split, episodes, counts[split])
     mean, std, least, most, read, warnings = observation_statistics(splits)
     print(
-        f"observations ({read} of {len(records)} episodes): values {least.min():.4g} to "
+        f"observations ({read} of {len(every)} episodes): values {least.min():.4g} to "
         f"{most.max():.4g}; standard deviation of a feature {std.min():.3g} to {std.max():.3g}, "
         f"median {std.median():.3g}"
     )

@@ -14,7 +14,8 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
-from data import SILENCE, Caption, Tokenizer, write_stream
+from data import SILENCE, Tokenizer, write_stream
+from runtime.dataset import Caption
 from scripts import page
 
 CHROMIUM = (

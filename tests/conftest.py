@@ -12,10 +12,11 @@ import torch
 from browser import CHROMIUM, showing, started
 
 import train
-from data import SILENCE, Caption, Episode, Episodes, Tokenizer, write_shard
+from data import SILENCE, Tokenizer
 from encoder import Encoder, Features, written_captions
 from model import Config, GPTNeoX
 from runtime import checkpoint
+from runtime.dataset import Caption, Episode, Episodes, write_shard
 from runtime.shards import write_meta
 from train import Predictor
 
@@ -110,7 +111,7 @@ def toy(tmp_path):
 def a_run(toy, tokenizer, tmp_path):
     """The checkpoint of a run, of chance weights: the first that write several captions."""
     config = Config(tokenizer.vocab_size, 32, 2, 2)
-    obs = Episodes(toy, "test").obs(0)
+    obs = Episodes(toy, "test")[0].obs
     captions = []
     while not 4 <= len(captions) < 20:
         encoder = Encoder(GPTNeoX(config), Features(6), T=16)

@@ -7,7 +7,7 @@ import pytest
 
 from bench import compare, labels
 from bench.intervals import resampled
-from data import Caption
+from runtime.dataset import Caption
 
 
 def run_of(right):

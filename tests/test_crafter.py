@@ -11,8 +11,11 @@ import pytest
 pytest.importorskip("crafter", reason="pip install -r requirements.txt")
 from conftest import program  # noqa: E402
 
-from data import Caption, Episodes  # noqa: E402
 from domains import crafter_details, crafter_play  # noqa: E402
+from runtime.dataset import (
+    Caption,
+    Episodes,  # noqa: E402
+)
 
 SMALL = dict(train=2, val=1, test=1, steps=40, area=20)
 
@@ -84,7 +87,7 @@ def test_the_same_event_again_within_eight_steps_is_merged_into_the_first():
 
 
 def test_an_observation_is_one_material_a_cell_and_the_inventory_with_its_change(made):
-    obs = Episodes(made, "train").obs(0).numpy()
+    obs = Episodes(made, "train")[0].obs.numpy()
     cells = obs[:, : 63 * 19].reshape(-1, 63, 19)
     assert (cells[:, :, :13].sum(-1) == 1).all() and (
         cells[:, 31, 13] == 1
@@ -94,11 +97,7 @@ def test_an_observation_is_one_material_a_cell_and_the_inventory_with_its_change
 
 
 def test_splits_never_share_a_world(made):
-    ids = [
-        record["id"]
-        for split in ("train", "val", "test")
-        for record in Episodes(made, split).records
-    ]
+    ids = [e.id for split in ("train", "val", "test") for e in Episodes(made, split)]
     assert len(set(ids)) == 4
 
 

@@ -12,19 +12,21 @@ from data import (
     END,
     SILENCE,
     Batch,
+    Tokenizer,
+    Windows,
+    match,
+    read_stream,
+    score,
+    word_overlap,
+    write_stream,
+)
+from runtime.dataset import (
     Caption,
     Episode,
     Episodes,
-    Tokenizer,
-    Windows,
     choose_annotated,
-    match,
-    read_stream,
     read_text,
-    score,
-    word_overlap,
     write_shard,
-    write_stream,
     write_text,
 )
 from runtime.shards import write_meta
@@ -169,9 +171,9 @@ def test_the_exact_score_wants_the_very_step():
 def test_episodes_come_back_from_disk(toy):
     episodes = Episodes(toy, "train")
     assert len(episodes) == 12
-    assert torch.equal(episodes.obs(3)[5:9], episodes.obs(3, 5, 9))
-    for caption in episodes.captions(11):
-        assert episodes.obs(11)[caption.start].max() == 1
+    assert torch.equal(episodes[3].obs[5:9], episodes[3].window(5, 9))
+    for caption in episodes[11].captions:
+        assert episodes[11].obs[caption.start].max() == 1
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "float16", "bfloat16"])
@@ -181,9 +183,9 @@ def test_observations_and_pictures_keep_their_dtype(tmp_path, dtype):
     write_shard(tmp_path, "train", 0, [Episode("one", obs, [], "all", pictures)])
     write_meta(tmp_path, obs_dim=3, dtype=dtype, steps_per_second=None, splits=["train"])
     episodes = Episodes(tmp_path, "train")
-    assert episodes.obs(0).dtype == obs.dtype
-    assert torch.equal(episodes.obs(0), obs)
-    assert np.array_equal(episodes.pictures(0), pictures)
+    assert episodes[0].obs.dtype == obs.dtype
+    assert torch.equal(episodes[0].obs, obs)
+    assert np.array_equal(episodes[0].pictures, pictures)
 
 
 @pytest.mark.parametrize("text", ["cafe\u0301", "\u2126", "\u095c"])  # no text in NFC
@@ -196,10 +198,10 @@ def test_texts_compare_as_they_come_back_from_the_tokenizer(tmp_path, text):
     write_meta(tmp_path, obs_dim=2, dtype="float32", steps_per_second=None, **about)
     test = Episodes(tmp_path, "test")
     tokenizer = Tokenizer.from_captions([f"see {text}"])  # as runs have it that are of old
-    assert read_text(tmp_path) == [test.captions(0)] == [test.known_captions(0)]
-    for own in (tokenizer, Tokenizer.from_captions(c.text for c in test.captions(0))):
+    assert read_text(tmp_path) == [test[0].captions] == [test[0].known_captions]
+    for own in (tokenizer, Tokenizer.from_captions(c.text for c in test[0].captions)):
         [written] = perfect_writer(test, own)
-        assert score([test.captions(0)], [written])["f1"] == 1
+        assert score([test[0].captions], [written])["f1"] == 1
         assert own.decode(own.encode(text)) == normalize("NFC", text) != text
 
 
@@ -222,7 +224,7 @@ def test_a_shard_half_written_is_never_read(toy, monkeypatch):
 def test_annotated_episodes_are_nested(toy):
     episodes = Episodes(toy, "train")
     assert choose_annotated(episodes, 8, 3)[:4] == choose_annotated(episodes, 4, 3)
-    episodes.records[5]["annotated"] = []
+    episodes[5].annotated = []
     assert 5 not in choose_annotated(episodes, 12, 3)
 
 
@@ -271,12 +273,12 @@ def test_a_window_depends_on_seed_step_and_number_alone(windows):
 
 def test_where_nobody_reads_the_rest_windows_are_of_annotated_steps_alone(windows):
     loader = windows()
-    loader.episodes.records[loader.pool[0]]["annotated"] = [[0, 20]]
+    loader.episodes[loader.pool[0]].annotated = [[0, 20]]
     loader = windows()
     [batch] = loader.batch(0, range(50))
     assert not batch.pseudo.any() and batch.told.equal(batch.known)
     assert batch.known.any(1).sum() > 25 and not batch.known[batch.step >= 8].all()
-    firsts = {tuple(obs) for i in loader.pool for obs in loader.episodes.obs(i).tolist()}
+    firsts = {tuple(obs) for i in loader.pool for obs in loader.episodes[i].obs.tolist()}
     assert all(tuple(obs) in firsts for obs in batch.obs[:, 0].tolist())
 
 
@@ -293,7 +295,7 @@ def test_a_window_has_the_slots_of_its_steps(windows):
         found = []
         for i in loader.pool:
             tok, step, *_ = loader.stream(i)
-            obs = loader.episodes.obs(i).float()
+            obs = loader.episodes[i].obs.float()
             start = (obs == batch.obs[0, 0]).all(1).nonzero()
             if len(start):
                 inside = (step >= start[0]) & (step < start[0] + 16)
@@ -316,8 +318,8 @@ def test_a_reader_fills_what_nobody_annotated(windows, tokenizer):
     loader = windows()
     i = loader.pool[0]
     j = min({*range(12)} - {*loader.pool})
-    loader.episodes.records[i]["annotated"] = [[20, 40]]
-    later = [caption for caption in loader.episodes.captions(i) if caption.start >= 20]
+    loader.episodes[i].annotated = [[20, 40]]
+    later = [caption for caption in loader.episodes[i].captions if caption.start >= 20]
     loader = windows(reader=OneCaption())
     for episode, captions, first in (i, [Caption(2, 3, "walk"), *later], 20), (j, [], 40):
         tok, step, known, told = loader.stream(episode)
@@ -330,7 +332,7 @@ def test_a_reader_fills_what_nobody_annotated(windows, tokenizer):
 
 def test_half_a_window_without_its_past_is_no_target(windows):
     loader = windows()
-    starts = {tuple(loader.episodes.obs(i)[0].tolist()) for i in loader.pool}
+    starts = {tuple(loader.episodes[i].obs[0].tolist()) for i in loader.pool}
     [batch] = loader.batch(0, range(200))
     at_start = torch.tensor([tuple(obs.tolist()) in starts for obs in batch.obs[:, 0]])
     assert 0 < at_start.sum() < 200
@@ -341,7 +343,7 @@ def test_half_a_window_without_its_past_is_no_target(windows):
 
 def test_every_step_of_an_episode_is_taught_as_often(windows):
     loader = windows(annotated=[0])
-    rows = {tuple(row.tolist()): t for t, row in enumerate(loader.episodes.obs(0))}
+    rows = {tuple(row.tolist()): t for t, row in enumerate(loader.episodes[0].obs)}
     taught = torch.zeros(40)
     for batch in loader.batch(0, range(2000)):
         for obs, step, known in zip(batch.obs, batch.step, batch.known, strict=True):

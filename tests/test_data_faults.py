@@ -7,8 +7,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from data import Caption, Episode, Episodes, write_shard
 from runtime import shards
+from runtime.dataset import Caption, Episode, Episodes, write_shard
 from runtime.shards import write_meta
 from scripts.check import check
 
@@ -16,7 +16,7 @@ from scripts.check import check
 def read_all(folder):
     """Everything a training run reads of the split train."""
     episodes = Episodes(folder, "train")
-    return [(episodes.obs(i), episodes.captions(i)) for i in range(len(episodes))]
+    return [(episode.obs, episode.captions) for episode in episodes]
 
 
 def edit_line(folder, edit):
@@ -273,7 +273,7 @@ def test_check_reports_all_faults_at_once(toy, capsys):
 
 def test_a_line_edited_by_hand_counts_once_its_crc_is_removed(toy):
     caption(text="wave")(toy)
-    assert Episodes(toy, "train").captions(2)[1].text == "wave"
+    assert Episodes(toy, "train")[2].captions[1].text == "wave"
 
 
 def test_what_a_reader_would_refuse_is_not_written(tmp_path):
@@ -289,15 +289,15 @@ def test_every_type_of_observation_comes_back_and_is_guarded(tmp_path, dtype):
     write_shard(tmp_path, "train", 0, [Episode("a", obs, []), Episode("b", obs[:5], [])])
     write_meta(tmp_path, obs_dim=3, dtype=dtype, steps_per_second=None, splits=["train"])
     episodes = Episodes(tmp_path, "train")
-    assert torch.equal(episodes.obs(1, 2, 4), obs[2:4])
+    assert torch.equal(episodes[1].window(2, 4), obs[2:4])
     path = tmp_path / "train-00000.safetensors"
     data = bytearray(path.read_bytes())
     at = bytes(data).index(obs.view(torch.uint8).numpy().tobytes())
     data[at + obs.element_size() * 3 * 7] ^= 0x10
     path.write_bytes(data)
     with pytest.raises(ValueError, match="episode a, step 7"):
-        episodes.obs(0, 5, 9)
-    assert episodes.obs(0, 0, 7).shape == (7, 3)  # what is read is checked, no more
+        episodes[0].window(5, 9)
+    assert episodes[0].window(0, 7).shape == (7, 3)  # what is read is checked, no more
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.uint8])
@@ -320,10 +320,10 @@ def other_set(toy, folder):
     """The toy data set, but for one caption and one observation."""
     shutil.copytree(toy, folder)
     episodes = Episodes(toy, "test")
-    obs = episodes.obs(2).clone()
+    obs = episodes[2].obs.clone()
     obs[3, 3] += 1
     last = Episode("test-2", obs, [Caption(4, 5, "walk")])
-    same = [Episode(f"test-{n}", episodes.obs(n), episodes.captions(n)) for n in range(2)]
+    same = [Episode(f"test-{n}", episodes[n].obs, episodes[n].captions) for n in range(2)]
     write_shard(folder, "test", 0, [*same, last])
     write_meta(folder, **shards.read_meta(folder))
     return folder
@@ -373,16 +373,16 @@ def test_a_split_that_is_none_is_one_line(toy, split):
 
 def test_a_shard_cut_off_while_it_is_read_is_told_and_one_replaced_is_read_on(toy):
     episodes = Episodes(toy, "train")
-    whole, path = episodes.obs(11).clone(), toy / "train-00000.safetensors"
+    whole, path = episodes[11].obs.clone(), toy / "train-00000.safetensors"
     content = path.read_bytes()
     path.with_name("other").write_bytes(content[:4000])
     os.replace(path.with_name("other"), path)  # another file: what is mapped stays
-    assert torch.equal(episodes.obs(11), whole)
+    assert torch.equal(episodes[11].obs, whole)
     path.write_bytes(content)
     episodes = Episodes(toy, "train")
     os.truncate(path, 4000)
     with pytest.raises(ValueError, match="train-00000.safetensors: cut off since it was opened"):
-        episodes.obs(11)
+        episodes[11].window()
 
 
 def test_the_identity_changes_with_one_observation_and_with_nothing_else(toy, tmp_path):

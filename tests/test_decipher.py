@@ -8,7 +8,8 @@ import pytest
 import torch
 from conftest import program
 
-from data import Caption, Episode, Episodes, score, write_shard
+from data import score
+from runtime.dataset import Caption, Episode, Episodes, write_shard
 from runtime.shards import write_meta
 from scripts import decipher
 
@@ -73,8 +74,8 @@ def call(places, **other):
 
 def f1_of(places, out):
     true, found = Episodes(places / "data", "train"), Episodes(places / out, "train")
-    assert all(found.known(i).all() for i in range(len(found)))
-    of = [[x.captions(i) for i in range(len(x))] for x in (true, found)]
+    assert all(episode.known.all() for episode in found)
+    of = [[episode.captions for episode in x] for x in (true, found)]
     return score(*of)["f1"]
 
 
@@ -84,7 +85,8 @@ def test_text_and_observations_that_never_met_are_matched(places):
     assert sorted(line[:24].strip() for line in said.splitlines()[:-1]) == sorted(EVENTS)
     assert f1_of(places, "out") > 0.95
     val = [Episodes(places / folder, "val") for folder in ("data", "out")]
-    assert val[0].records == val[1].records
+    same = [[(e.id, e.annotated, e.captions) for e in episodes] for episodes in val]
+    assert same[0] == same[1]
 
 
 def f1_by_counts_alone(places, monkeypatch, annotated):
@@ -95,9 +97,9 @@ def f1_by_counts_alone(places, monkeypatch, annotated):
     monkeypatch.setattr(decipher, "BINS", 1)
     episodes, text = Episodes(places / "data", "train"), places / "text.jsonl"
     for i in annotated:
-        episodes.records[i]["annotated"] = "all"
+        episodes[i].annotated = "all"
     captions = decipher.decipher(episodes, decipher.read_text(str(text), 0), annotated)
-    return score([episodes.captions(i) for i in range(len(episodes))], captions)["f1"]
+    return score([episode.captions for episode in episodes], captions)["f1"]
 
 
 def test_what_comes_as_often_is_told_apart_by_what_comes_before(places, monkeypatch):
@@ -112,7 +114,7 @@ def test_annotated_episodes_keep_their_captions(places):
     train = Episodes(places / "data", "train")
     own = {3: ([Caption(7, 8, "dog barks")], "all"), 8: ([Caption(9, 10, "hum")], [[0, 20]])}
     new = [([], []) if i not in own else own[i] for i in range(len(train))]
-    some = [Episode(f"e{i}", train.obs(i), *new[i]) for i in range(len(train))]
+    some = [Episode(f"e{i}", train[i].obs, *new[i]) for i in range(len(train))]
     write_shard(places / "some", "train", 0, some)
     write_meta(places / "some", **train.meta | dict(splits=["train"]))
     code, said, err = call(places, data=places / "some", out=places / "kept", n_annotated=2)
@@ -121,11 +123,11 @@ def test_annotated_episodes_keep_their_captions(places):
     assert re.search(r"dog barks .*, at [01] of 1 annotated", said)
     kept = Episodes(places / "kept", "train")
     for i, (captions, annotated) in own.items():
-        assert kept.captions(i) == captions and kept.records[i]["annotated"] == annotated
-    assert all(kept.known(i).all() for i in range(len(kept)) if i not in own)
+        assert kept[i].captions == captions and kept[i].annotated == annotated
+    assert all(episode.known.all() for episode in kept if i not in own)
     code, said, err = call(places, data=places / "some", out=places / "replaced", n_annotated=0)
     assert code == 0 and "0 keep theirs" in said, err
-    assert Episodes(places / "replaced", "train").captions(8) != own[8][0]
+    assert Episodes(places / "replaced", "train")[8].captions != own[8][0]
 
 
 def test_where_all_episodes_are_annotated_there_is_nothing_to_decipher(places):

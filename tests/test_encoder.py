@@ -1,4 +1,5 @@
 import weakref
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -150,17 +151,11 @@ def test_a_saved_encoder_writes_the_same(encoder, tmp_path):
         Encoder.from_pretrained(tmp_path / "encoder")
 
 
-class Given(list):
-    """Episodes whose observations are given."""
-
-    obs = list.__getitem__
-
-
 def test_features_are_measured_over_all_steps_and_values_of_few():
     rng = np.random.default_rng(0)
     parts = rng.normal(1e4, 50, (200, 1)), rng.integers(0, 4, (200, 1)) * 2, np.full((200, 1), 3)
     every = torch.tensor(np.concatenate(parts, 1)).float()
-    features = Features(3).measure(Given(every.split(50)))
+    features = Features(3).measure([SimpleNamespace(obs=obs) for obs in every.split(50)])
     np.testing.assert_allclose(features.mean, every.double().mean(0), rtol=1e-6)
     std = every[:, :2].double().std(0, correction=0)
     np.testing.assert_allclose(1 / features.scale[:2], std, rtol=1e-4)

@@ -10,10 +10,11 @@ import pytest
 import torch
 from conftest import program, toy_episode
 
-from data import SILENCE, Caption, Episodes, Tokenizer, read_stream, write_shard
+from data import SILENCE, Tokenizer, read_stream
 from encoder import Encoder, Features, load, written_captions
 from model import Config, GPTNeoX, find_checkpoint
 from runtime import checkpoint
+from runtime.dataset import Caption, Episodes, write_shard
 from runtime.shards import write_meta
 from scripts import export
 from scripts.annotations import library
@@ -154,7 +155,7 @@ def test_what_cannot_be_exported_is_one_line(handed, tmp_path):
 def test_a_name_does_not_lead_out_of_the_folder(handed, tmp_path, monkeypatch):
     monkeypatch.setattr(export, "out", str(tmp_path / "clips"))
     episodes = episodes_of(handed)
-    episodes.records[1]["id"] = "../evil"
+    episodes[1].id = "../evil"
     with pytest.raises(ValueError, match="would not be in"):
         export.paths_for(episodes)
 
@@ -194,7 +195,7 @@ def test_a_card_tells_what_a_checkpoint_is_and_how_to_load_it(handed, tmp_path):
     assert "| test, encoder | 0.500" in card and "| a\\|b &lt;c> | 7 | 0.25 |" in card and not err
     checkpoint.verify(handed)  # a card is no damage
     [code] = re.findall(r"```python\n(from.*?)```", card, re.S)
-    names = dict(obs=episodes_of(handed).obs(0)[None])
+    names = dict(obs=episodes_of(handed)[0].obs[None])
     exec(code, names)
     assert len(code.splitlines()) == 5 and names["captions"][0]._fields == Caption._fields
 
@@ -212,7 +213,7 @@ def test_a_checkpoint_is_loaded_by_name_from_the_cache(handed, tmp_path, monkeyp
         link.symlink_to(blob)
     (cached / "refs").mkdir()
     (cached / "refs/main").write_text("abc123")
-    obs = episodes_of(handed).obs(0)[None]
+    obs = episodes_of(handed)[0].obs[None]
     tok, step, _ = Encoder.from_pretrained(handed / "encoder").annotate(obs)
     tokenizer = Tokenizer.from_file(find_checkpoint("you/mine") / "tokenizer.json")
     for name in ("you/mine", "you/mine@abc123", handed, cached / "snapshots/abc123/encoder"):

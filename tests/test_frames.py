@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import program
 
-from data import Episodes
+from runtime.dataset import Episodes
 from scripts import frames
 
 av = pytest.importorskip("av")
@@ -229,8 +229,8 @@ def test_packed_pictures_are_those_of_the_steps(clips, backbone):
     obs, out = f"--obs={clips.parent}/episodes/*.npy", clips / "mine"
     program("scripts/pack.py", obs, f"--out={out}", f"--captions={clips}/captions.csv")
     for episodes in (Episodes(out, split) for split in ("train", "val", "test")):
-        frame = frame_of(clips / f"{episodes.records[0]['id']}.mkv", 6)
-        assert len(episodes) == 1 and np.array_equal(episodes.pictures(0)[3], frame)
+        frame = frame_of(clips / f"{episodes[0].id}.mkv", 6)
+        assert len(episodes) == 1 and np.array_equal(episodes[0].pictures[3], frame)
 
 
 def test_the_files_of_a_backbone_are_never_run(clips, backbone, monkeypatch):

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data import Episodes
+from runtime.dataset import Episodes
 from scripts import pack, show
 
 
@@ -27,7 +27,7 @@ def packed(tmp_path, monkeypatch, capsys):
         pack.check_settings()
         pack.make()
         splits = {name: Episodes("mine", name) for name in ("train", "val", "test")}
-        return {name: {r["id"] for r in split.records} for name, split in splits.items()}
+        return {name: {episode.id for episode in split} for name, split in splits.items()}
 
     return call
 

@@ -9,8 +9,11 @@ pytest.importorskip("nle", reason="pip install -r requirements-extra.txt")
 from conftest import program  # noqa: E402
 from nle import nethack  # noqa: E402
 
-from data import Caption, Episodes  # noqa: E402
 from domains import nethack_dataset, nethack_game, nethack_play  # noqa: E402
+from runtime.dataset import (
+    Caption,
+    Episodes,  # noqa: E402
+)
 
 SMALL = dict(train=1, val=1, test=1, steps=30)
 
@@ -96,7 +99,7 @@ def test_an_observation_has_nothing_of_the_message():
 
 
 def test_an_observation_holds_the_change_of_the_state(made):
-    obs = Episodes(made, "train").obs(0).float().numpy()
+    obs = Episodes(made, "train")[0].obs.float().numpy()
     state, change = obs[:, -142:-72], obs[:, -72:-2]
     assert np.allclose(state[1:] - state[:-1], change[1:], atol=0.02) and change.any()
 
@@ -122,7 +125,7 @@ def test_a_game_that_ends_before_it_is_seen_is_seen_from_its_start():
 
 
 def test_splits_never_share_a_seed(made):
-    ids = [Episodes(made, split).records[0]["id"] for split in ("train", "val", "test")]
+    ids = [Episodes(made, split)[0].id for split in ("train", "val", "test")]
     assert len(set(ids)) == 3
 
 
@@ -185,7 +188,7 @@ def recorded(tmp_path_factory):
 def test_a_recording_has_a_caption_for_each_message_that_is_new(recorded):
     out, messages = recorded
     for split, said in zip(("test", "val", "train"), messages, strict=True):
-        captions = [c for c in Episodes(out, split).captions(0) if 0 < c.start <= len(said)]
+        captions = [c for c in Episodes(out, split)[0].captions if 0 < c.start <= len(said)]
         # a screen is recorded with the key pressed at it: what a key brings is one step later
         new = [
             (step, text)

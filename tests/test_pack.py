@@ -11,8 +11,8 @@ from conftest import program, toy_episode
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from data import Caption, Episodes, read_text, write_shard
 from runtime import shards
+from runtime.dataset import Caption, Episodes, read_text, write_shard
 from runtime.files import alone
 from runtime.shards import write_meta
 from scripts import check, pack, show
@@ -50,15 +50,9 @@ def packed(folder, monkeypatch):
         meta = json.loads((folder / "mine/meta.json").read_text())
         found = {}
         for split in meta["splits"]:
-            episodes = Episodes(folder / "mine", split)
-            for i, record in enumerate(episodes.records):
-                assert record["id"] not in found
-                found[record["id"]] = (
-                    split,
-                    episodes.obs(i),
-                    episodes.captions(i),
-                    record["annotated"],
-                )
+            for episode in Episodes(folder / "mine", split):
+                assert episode.id not in found
+                found[episode.id] = split, episode.obs, episode.captions, episode.annotated
         return found
 
     return call
@@ -88,10 +82,9 @@ def test_every_episode_is_packed_with_its_observations_and_captions(folder, pack
 def test_only_where_captions_are_counts_as_annotated_if_asked(folder, packed):
     packed(annotated="captions")
     for split in ("train", "val", "test"):
-        episodes = Episodes(folder / "mine", split)
-        for i in range(len(episodes)):
-            known = episodes.known(i)
-            assert all(known[caption.start] for caption in episodes.captions(i))
+        for episode in Episodes(folder / "mine", split):
+            known = episode.known
+            assert all(known[caption.start] for caption in episode.captions)
             assert known.sum() < 15
 
 
@@ -594,7 +587,7 @@ def test_show_measures_what_is_there(tmp_path, capsys):
         splits=["train", "val", "test"],
     )
     splits = {split: Episodes(tmp_path, split) for split in ("train", "val", "test")}
-    every = torch.cat([e.obs(i) for e in splits.values() for i in range(30)])
+    every = torch.cat([e[i].obs for e in splits.values() for i in range(30)])
     mean, std, least, most, *_ = show.observation_statistics(splits)
     torch.testing.assert_close(mean, every.double().mean(0))
     torch.testing.assert_close(std, every.double().std(0, correction=0))
@@ -612,7 +605,7 @@ def test_pictures_beside_an_episode_are_packed_with_it(folder, packed):
         np.save(folder / "raw/ep7-pictures.npy", x)
         assert sorted(packed()) == [f"ep{n}" for n in range(10)]
         episodes = Episodes(folder / "mine", "train")
-        shown = {r["id"]: episodes.pictures(i) for i, r in enumerate(episodes.records)}
+        shown = {episode.id: episode.pictures for episode in episodes}
         assert np.array_equal(shown.pop("ep7"), x) and set(shown.values()) == {None}
 
 
@@ -634,7 +627,7 @@ def test_what_nobody_annotated_can_be_trained_on_as_well(folder, packed):
     packed(captions="")
     for split in ("train", "val", "test"):
         episodes = Episodes(folder / "mine", split)
-        assert len(episodes) and not any(episodes.known(i).any() for i in range(len(episodes)))
+        assert len(episodes) and not any(episode.known.any() for episode in episodes)
 
 
 def test_text_of_other_episodes_is_packed_beside(folder, packed):
@@ -680,8 +673,8 @@ def test_names_of_files_are_composed(folder, packed):
     found = packed()
     assert sorted(found) == sorted(names.values()) and found[names[5]][2]
     episodes = Episodes(folder / "mine", found[names[9]][0])
-    i = [record["id"] for record in episodes.records].index(names[9])
-    assert episodes.pictures(i).shape == (30, 2, 2, 3)
+    [episode] = [episode for episode in episodes if episode.id == names[9]]
+    assert episode.pictures.shape == (30, 2, 2, 3)
 
 
 def test_captions_in_a_file_an_episode_are_packed_by_a_pattern(folder, packed):
@@ -759,7 +752,8 @@ def test_files_of_the_same_size_and_time_but_other_content_are_packed_again(fold
     found = packed()
     assert (found["ep9"][1] == 5).all()
     episodes = Episodes(folder / "mine", found["ep0"][0])
-    assert (episodes.pictures([r["id"] for r in episodes.records].index("ep0")) == 7).all()
+    [episode] = [episode for episode in episodes if episode.id == "ep0"]
+    assert (episode.pictures == 7).all()
 
 
 def test_two_calls_never_write_into_one_folder(folder, packed):

@@ -7,8 +7,9 @@ import pytest
 import torch
 from browser import TEXTS, wait, where
 
-from data import END, SILENCE, Caption, Episode, Episodes, write_shard
+from data import END, SILENCE
 from encoder import Features
+from runtime.dataset import Caption, Episode, Episodes, write_shard
 from runtime.shards import write_meta
 from scripts import page
 

@@ -9,7 +9,7 @@ import pytest
 from browser import ABOUT, RATE, TEXTS, wait, where
 from conftest import program, toy_episode
 
-from data import Caption, Episodes
+from runtime.dataset import Caption, Episodes
 
 
 @pytest.fixture
@@ -239,8 +239,8 @@ def test_what_is_saved_is_packed(edited, save, tmp_path):
     files = [f"--captions={tmp_path / 'first.csv'},{path}", f"--out={tmp_path / 'packed'}"]
     run("scripts/pack.py", f"--obs={tmp_path}/*.npz", f"--fps={RATE}", *files)
     packed = Episodes(tmp_path / "packed", "train")  # begun by the encoder, so not to test on
-    records = {record["id"]: i for i, record in enumerate(packed.records)}
-    assert packed.captions(records["<b>one</b>"]) == sorted(drawn)
+    of_episode = {episode.id: episode.captions for episode in packed}
+    assert of_episode["<b>one</b>"] == sorted(drawn)
 
 
 @pytest.mark.parametrize(
@@ -317,12 +317,12 @@ def test_what_is_corrected_in_three_pages_is_learned(browser, save, a_run, recor
     of_train = ["--split=train", "--data=mine"]
     run("scripts/page.py", a_run.parent, *of_train, "--episodes=0-4", "--html=index.html")
     episodes, files = Episodes("mine", "train"), ["first.csv"]
-    for i in [i for i in range(5) if episodes.captions(i)]:
+    for i in [i for i in range(5) if episodes[i].captions]:
         browser.open("about:blank")
         browser.open(f"file://{recorded}/index-{i}.html#t=33")
         browser.js("document.getElementById('edit').open = true")
         press(browser, ["a", *"jump", "Enter"])
-        name = episodes.records[i]["id"]
+        name = episodes[i].id
         files.append(save(name).name)
     browser.js("localStorage.clear()")
     assert len(files) == 4

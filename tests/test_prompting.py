@@ -7,9 +7,9 @@ import torch
 import transformers
 
 from bench import prompting
-from data import Caption
 from domains.crafter_play import play
 from domains.crafter_words import describe, in_words
+from runtime.dataset import Caption
 
 
 @pytest.fixture

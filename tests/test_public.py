@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 
 from bench import probe, public
-from data import Caption, Episode, Episodes, score, write_shard
+from data import score
+from runtime.dataset import Caption, Episode, Episodes, write_shard
 from runtime.shards import write_meta
 
 
@@ -77,12 +78,12 @@ def test_the_fit_is_the_least_of_the_penalised_likelihood(tmp_path, monkeypatch)
     """Its gradient, by hand, is zero: of the annotated steps' windows, and no others."""
     monkeypatch.setattr(probe, "ROWS", 25)  # an episode in three parts
     train, _ = echoes(tmp_path, lag=0)
-    train.records[4]["annotated"] = [[0, 30]]
+    train[4].annotated = [[0, 30]]
     annotated = [1, 4, 2]
     model = probe.Probe(train, annotated, 2)
     model.fit(1e-2)
     seen = [model.look(train, i).unfold(0, 2, 1).flatten(1) for i in annotated]
-    label = torch.cat([probe.starts(train, i, model.texts) for i in annotated])
+    label = torch.cat([probe.starts(train[i], model.texts) for i in annotated])
     x = torch.nn.functional.pad(torch.cat(seen), (0, 1), value=1.0)[label >= 0]
     y = torch.eye(3)[label[label >= 0]]
     assert len(x) == 60 + 30 + 60

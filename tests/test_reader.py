@@ -2,6 +2,7 @@
 
 import math
 from collections import Counter
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 import encoder
-from data import END, SILENCE, Caption, Episodes, Tokenizer, read_text, score, write_text
+from data import END, SILENCE, Tokenizer, score
 from encoder import (
     Features,
     Prior,
@@ -22,27 +23,27 @@ from encoder import (
     shortest_pauses,
     sparse_weights,
 )
+from runtime.dataset import Caption, Episodes, read_text, write_text
 
 TEXTS = [f"{verb} {thing}" for verb in ("take", "drop", "see") for thing in ("red", "blue")]
 
 
-class Told:
-    """Episodes in memory: obs and captions given, all annotated."""
+class Told(list):
+    """Episodes in memory, all annotated."""
 
-    def __init__(self, episodes):
-        self.episodes, self.meta = episodes, dict(obs_dim=episodes[0][0].shape[1])
+    meta = dict(obs_dim=9)
 
-    def __len__(self):
-        return len(self.episodes)
 
-    def obs(self, i):
-        return self.episodes[i][0]
+class InMemory(SimpleNamespace):
+    """obs and captions given."""
 
-    def known(self, i):
-        return np.ones(len(self.obs(i)), bool)
+    @property
+    def known(self):
+        return np.ones(len(self.obs), bool)
 
-    def known_captions(self, i):
-        return self.episodes[i][1]
+    @property
+    def known_captions(self):
+        return [caption for caption in self.captions if self.known[caption.start]]
 
 
 def episode(rng, texts, steps=60):
@@ -55,7 +56,7 @@ def episode(rng, texts, steps=60):
         obs[t, ["take", "drop", "see"].index(verb)] = 1
         obs[t, 3 + ["red", "blue"].index(thing)] = 1
         captions.append(Caption(t, t + 1, text))
-    return obs, captions
+    return InMemory(obs=obs, captions=captions)
 
 
 @pytest.fixture
@@ -70,10 +71,10 @@ def test_a_reader_says_what_was_annotated_and_what_never_was(told):
     tokenizer = Tokenizer.from_captions(TEXTS)
     text = [(*tokenizer.encode(each), END, SILENCE) for each in TEXTS for _ in range(9)]
     features = Features(9).measure(told)
-    true = [told.known_captions(i) for i in range(12, 24)]
+    true = [told[i].known_captions for i in range(12, 24)]
     for shared, f1, of_new in ((10**9, 0.99, 1.0), (1, 0.8, 0.0)):  # words, and a closed list
         reader = Reader(features, tokenizer, False, shared).fit(told, list(range(12)), text)
-        result = score(true, [reader.captions(told.obs(i)) for i in range(12, 24)])
+        result = score(true, [reader.captions(told[i].obs) for i in range(12, 24)])
         assert result["f1"] > f1 and result["texts"]["see blue"][0] == of_new
 
 
@@ -84,8 +85,8 @@ def test_a_reader_is_chosen_by_what_it_reads_in_other_episodes(told):
     true, written = [], []
     for fold in (annotated[k::4] for k in range(4)):
         again.fit(told, [i for i in annotated if i not in fold], [])
-        true += [told.known_captions(i) for i in fold]
-        written += [again.write(*again.logits(told.obs(i)), reader.moment) for i in fold]
+        true += [told[i].known_captions for i in fold]
+        written += [again.write(*again.logits(told[i].obs), reader.moment) for i in fold]
     assert reader.f1 == score(true, written)["f1"] >= max(reader.tried.values()) - 0.02
 
 
@@ -98,8 +99,8 @@ def test_a_stored_reader_reads_the_same(told, tmp_path, dense):
     reader.save_pretrained(tmp_path / "reader")
     again = Reader.from_pretrained(tmp_path / "reader", tokenizer)
     for i in range(12, 24):
-        captions = reader.captions(told.obs(i))
-        assert captions and again.captions(told.obs(i)) == captions
+        captions = reader.captions(told[i].obs)
+        assert captions and again.captions(told[i].obs) == captions
     assert str(again) == str(reader)
 
 
@@ -111,27 +112,25 @@ def test_a_reader_learns_from_annotated_steps_alone(told, monkeypatch):
 
     before = fitted()
     known = np.arange(60) < 30
-    late = {caption.text for caption in told.known_captions(0) if caption.start >= 30}
-    monkeypatch.setattr(Told, "known", lambda self, i: known)
-    some = {i: [c for c in told.episodes[i][1] if c.start < 30] for i in (0, 1)}
-    monkeypatch.setattr(Told, "known_captions", lambda self, i: some[i])
-    told.obs(0)[30:] = 7  # what nobody annotated may be anything
+    late = {caption.text for caption in told[0].known_captions if caption.start >= 30}
+    monkeypatch.setattr(InMemory, "known", known)
+    told[0].obs[30:] = 7  # what nobody annotated may be anything
     reader = fitted()
     assert late and not torch.equal(reader.offset, before.offset)
     again = fitted()
-    told.obs(0)[30:] = -3
+    told[0].obs[30:] = -3
     assert torch.equal(again.starts, reader.starts)
     assert torch.equal(fitted().starts, reader.starts)
 
 
 def test_episodes_in_which_nothing_is_said_teach_silence_alone():
     rng, tokenizer = np.random.default_rng(0), Tokenizer.from_captions(TEXTS)
-    silent = [(F.pad(torch.randint(0, 2, (60, 4)), (5, 0)).float(), []) for _ in range(4)]
-    told = Told([episode(rng, TEXTS), *silent])
+    noise = [F.pad(torch.randint(0, 2, (60, 4)), (5, 0)).float() for _ in range(4)]
+    told = Told([episode(rng, TEXTS), *(InMemory(obs=obs, captions=[]) for obs in noise)])
     assert choose_reader(told, [0, 1], tokenizer, []).f1 == 0  # a fold has no caption
     reader = choose_reader(told, [0, 1, 2, 3, 4], tokenizer, [])
-    assert reader.captions(told.obs(1)) == []
-    assert reader.captions(told.obs(0))
+    assert reader.captions(told[1].obs) == []
+    assert reader.captions(told[0].obs)
 
 
 def test_steps_left_out_do_not_make_silence_rarer(told, monkeypatch):
@@ -151,7 +150,8 @@ def test_several_captions_of_a_step_are_read_in_their_order():
     captions = [Caption(3, 4, "see red"), Caption(3, 4, "drop blue"), Caption(8, 9, "see red")]
     obs = torch.zeros(40, 4)
     obs[3, 0], obs[8, 1] = 1, 1
-    told = Told([(obs.clone(), captions) for _ in range(4)])
+    told = Told([InMemory(obs=obs.clone(), captions=captions) for _ in range(4)])
+    told.meta = dict(obs_dim=4)
     reader = choose_reader(told, [0, 1, 2, 3], tokenizer, [])
     assert reader.captions(obs) == captions
 
@@ -183,8 +183,8 @@ def test_what_goes_on_is_neither_taught_nor_denied(told):
             obs[start + 2] = obs[start]
     tokenizer, annotated = Tokenizer.from_captions(TEXTS), list(range(12))
     reader = Reader(Features(9), tokenizer, False, 1).fit(told, annotated, [])
-    silence = reader.logits(told.obs(0))[0].softmax(-1)[:, -1]
-    starts = torch.tensor([caption.start for caption in told.known_captions(0)])
+    silence = reader.logits(told[0].obs)[0].softmax(-1)[:, -1]
+    starts = torch.tensor([caption.start for caption in told[0].known_captions])
     assert silence[starts].mean() < 0.4 and silence[starts + 2].mean() < 0.4
     assert silence[starts + 4].min() > 0.7
     # of few episodes such steps are left out
@@ -195,7 +195,8 @@ def test_what_goes_on_is_neither_taught_nor_denied(told):
 def test_pauses_are_the_shortest_between_what_begins_alike():
     tokenizer = Tokenizer.from_captions(TEXTS)
     starts = [[(3, "take red"), (5, "see red"), (9, "take red")], [(2, "see red"), (30, "see red")]]
-    told = Told([(torch.zeros(40, 1), [Caption(t, t + 1, x) for t, x in one]) for one in starts])
+    captions = [[Caption(t, t + 1, text) for t, text in one] for one in starts]
+    told = Told([InMemory(obs=torch.zeros(40, 1), captions=said) for said in captions])
     pauses = shortest_pauses(told, [0, 1], tokenizer)
     take, see = (tuple(tokenizer.encode(text)) for text in ("take red", "see red"))
     assert pauses == {take: 5, see: encoder.PAUSE}

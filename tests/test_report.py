@@ -5,9 +5,10 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from bench import arms, intervals, report
-from data import SILENCE, Batch, Caption, Episodes, choose_annotated, score, write_stream
+from data import SILENCE, Batch, score, write_stream
 from encoder import Encoder, Features, choose_reader
 from model import Config, GPTNeoX
+from runtime.dataset import Caption, Episodes, choose_annotated
 from train import Grounding, Losses, Predictor
 
 
@@ -31,7 +32,7 @@ class Parrot:
 
 def test_controls_and_baselines_on_the_toy_data(toy, tokenizer, tmp_path):
     train, test = Episodes(toy, "train"), Episodes(toy, "test")
-    true = [test.captions(i) for i in range(len(test))]
+    true = [episode.captions for episode in test]
     parrot = Parrot(tokenizer, ["open door", "walk", "close the door"])
 
     def f1(written):
@@ -75,10 +76,10 @@ def test_losses_of_the_predictor_are_those_of_the_parallel_pass(toy, tokenizer):
 
     rows = []
     for i in range(len(test)):
-        tok, step = map(torch.from_numpy, write_stream(test.captions(i), 40, tokenizer))
+        tok, step = map(torch.from_numpy, write_stream(test[i].captions, 40, tokenizer))
         for start in range(0, 40, 8):
             inside = (step >= start) & (step < start + 8)
-            rows.append((test.obs(i, start, start + 8), tok[inside], step[inside] - start))
+            rows.append((test[i].window(start, start + 8), tok[inside], step[inside] - start))
     obs, tok, step = zip(*rows, strict=True)
     told = pad_sequence([torch.ones_like(x).bool() for x in tok], batch_first=True)
     tok = pad_sequence(tok, batch_first=True, padding_value=SILENCE)

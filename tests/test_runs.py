@@ -15,9 +15,10 @@ from safetensors.torch import load_file
 from test_data_faults import obs
 
 import train
-from data import Episode, Episodes, Tokenizer, Windows, write_shard
+from data import Tokenizer, Windows
 from encoder import Encoder
 from runtime import checkpoint, distributed
+from runtime.dataset import Episode, Episodes, write_shard
 from runtime.shards import read_meta, write_meta
 
 SMALL = """--n_embd=16 --n_layer=2 --n_head=2 --T=16 --K=2 --batch_size=4 --n_annotated=8
@@ -126,9 +127,7 @@ def test_a_run_does_not_go_on_with_other_data(finished, data, tmp_path):
         run(tmp_path / "toy", tmp_path / "out", "--resume=True")
     shutil.copytree(data, tmp_path / "seen")  # the same captions of other observations
     train = Episodes(data, "train")
-    made = [
-        Episode(r["id"], train.obs(i) * 2, train.captions(i)) for i, r in enumerate(train.records)
-    ]
+    made = [Episode(e.id, e.obs * 2, e.captions) for e in train]
     write_shard(tmp_path / "seen", "train", 0, made)
     write_meta(tmp_path / "seen", **read_meta(data))
     with pytest.raises(ValueError, match="was trained on other data"):

@@ -11,9 +11,10 @@ import torch.nn.functional as F
 from conftest import ROOT, program
 
 import sample
-from data import SILENCE, Caption, Episode, Episodes, read_stream, write_shard
+from data import SILENCE, read_stream
 from encoder import Encoder, load, written_captions
 from runtime import checkpoint
+from runtime.dataset import Caption, Episode, Episodes, write_shard
 from runtime.shards import write_meta
 from scripts.captions import read_caption
 from train import Predictor
@@ -39,7 +40,7 @@ def test_a_forecast_knows_nothing_later(a_run, toy):
     """That of step t, made for all steps at once, is the one made of the observations up to t."""
     encoder = Encoder.from_pretrained(a_run / "encoder")
     predictor = Predictor.from_pretrained(a_run / "predictor")
-    obs = Episodes(toy, "test").obs(0)[None]
+    obs = Episodes(toy, "test")[0].obs[None]
     tok, step, _ = encoder.annotate(obs)
     ids, probs = sample.forecasts(encoder, predictor, obs, tok, step)
     assert ids.shape == probs.shape == (40, 4)
@@ -53,7 +54,7 @@ def test_a_forecast_knows_nothing_later(a_run, toy):
 def test_a_forecast_is_what_the_predictor_says_of_a_whole_block(a_run, toy):
     encoder = Encoder.from_pretrained(a_run / "encoder")
     predictor = Predictor.from_pretrained(a_run / "predictor")
-    obs = Episodes(toy, "test").obs(0)[None]
+    obs = Episodes(toy, "test")[0].obs[None]
     tok, step, _ = encoder.annotate(obs)
     ids, probs = sample.forecasts(encoder, predictor, obs, tok, step)
     tok, step = (x[:, step[0] < 16] for x in (tok, step))  # the first window
@@ -70,26 +71,26 @@ def test_a_forecast_is_what_the_predictor_says_of_a_whole_block(a_run, toy):
 
 def test_captions_are_hits_missed_false_or_unknown(toy):
     episodes = Episodes(toy, "test")
-    true = episodes.captions(0)
+    true = episodes[0].captions
     written = [
         (Caption(true[n].start + late, true[n].start + late + 1, true[n].text), 0.5)
         for n, late in enumerate((0, 3, 4))
     ]
 
     def kinds():
-        rows = sample.judge(episodes, 0, written)
+        rows = sample.judge(episodes[0], written)
         assert all(row["sure"] == (row["written"] and 0.5) for row in rows)
         return [(row["kind"], (row["written"] or row["true"])[0]) for row in rows]
 
     told = [("hit", 3), ("hit", 14), ("missed", 19), ("false", 23), ("missed", 27)]
     assert kinds() == told
-    episodes.records[0]["annotated"] = [[0, 22]]
+    episodes[0].annotated = [[0, 22]]
     assert kinds() == [(kind if kind != "false" else "unknown", at) for kind, at in told]
 
 
 def test_json_has_every_written_caption(a_run, toy, tokenizer, printed):
     lines = [json.loads(line) for line in printed(json=True, episode=1).splitlines()]
-    obs = Episodes(toy, "test").obs(1)[None]
+    obs = Episodes(toy, "test")[1].obs[None]
     tok, step, _ = Encoder.from_pretrained(a_run / "encoder").annotate(obs)
     captions = [(line["start"], line["end"], line["text"]) for line in lines]
     assert captions == read_stream(tok[0], step[0], tokenizer) and captions
@@ -120,7 +121,7 @@ def test_what_is_written_in_seconds_is_packed_at_the_same_steps(a_run, toy, prin
     lines = printed(json=True).splitlines()
     rows = [json.loads(line) for line in lines]
     encoder, tokenizer, *_ = load(a_run.parent)
-    [captions] = written_captions(encoder, [Episodes(toy, "test").obs(0)], tokenizer)
+    [captions] = written_captions(encoder, [Episodes(toy, "test")[0].obs], tokenizer)
     assert [row["start"] for row in rows] == [c.start / 30 for c in captions]
     assert {row["unit"] for row in rows} == {"seconds"}
     shown = [line.split()[0] for line in printed(json=False).splitlines()[3:]]

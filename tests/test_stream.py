@@ -13,8 +13,9 @@ import safetensors.torch
 import torch
 from conftest import ROOT, program
 
-from data import Episodes, Tokenizer
+from data import Tokenizer
 from encoder import Encoder, Features
+from runtime.dataset import Episodes
 from sample import with_confidence
 from scripts import stream
 
@@ -37,7 +38,7 @@ def follow(a_run, toy, monkeypatch, capsys):
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_a_followed_stream_gives_the_captions_of_the_episode(a_run, toy, tokenizer, follow, dtype):
-    raw = Episodes(toy, "test").obs(0).numpy().astype(dtype)
+    raw = Episodes(toy, "test")[0].obs.numpy().astype(dtype)
     encoder = Encoder.from_pretrained(a_run / "encoder")
     stream = (x[0] for x in encoder.annotate(torch.from_numpy(raw).float()[None]))
     expected = with_confidence(*stream, tokenizer)
@@ -102,7 +103,7 @@ def test_raw_numbers_of_every_type_are_read(monkeypatch, D):
 
 
 def test_numbers_of_another_type_are_warned_of_once(toy, capsys):
-    x = Episodes(toy, "test").obs(0)
+    x = Episodes(toy, "test")[0].obs
     features = Features(6).measure(Episodes(toy, "train"))
     exact, true = x.double().numpy(), np.random.default_rng(0).random((40, 6))
     warned = []
@@ -135,7 +136,7 @@ def test_a_stream_that_breaks_off_or_is_no_numbers_is_one_line():
 
 def test_follow_writes_a_caption_as_soon_as_it_is_complete(a_run, toy):
     """At the prompt, with a pipe that stays open."""
-    raw = Episodes(toy, "test").obs(0).numpy()
+    raw = Episodes(toy, "test")[0].obs.numpy()
     buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     process = subprocess.Popen(
         [sys.executable, "-m", "scripts.stream", f"--out_dir={a_run.parent}"],

@@ -13,7 +13,8 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from data import END, SILENCE, Tokenizer, captions_in, read_stream, write_stream
+from data import END, SILENCE, Tokenizer, read_stream, write_stream
+from runtime.dataset import captions_in
 
 tokenizers = pytest.importorskip("tokenizers")
 SPECIAL = ["<|endoftext|>", "<|padding|>"]

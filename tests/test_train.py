@@ -7,7 +7,7 @@ import torch
 from conftest import program, toy
 
 import train
-from data import Episodes
+from runtime.dataset import Episodes
 
 SMALL = """--n_embd=32 --n_layer=2 --n_head=2 --T=16 --K=4 --stride=2 --batch_size=4
     --n_annotated=8 --warmup_iters=5 --learning_rate=3e-3""".split()

@@ -20,12 +20,12 @@ from vpt_made import (
     with_samples,
 )
 
-from data import Caption, Episodes
 from domains.vpt import embed as command
 from domains.vpt import episodes as writing
 from domains.vpt import recordings
 from domains.vpt.episodes import Writer, read_annotations, split_of
 from domains.vpt.recordings import draw_arrow, pictures, read_lines
+from runtime.dataset import Caption, Episodes
 from scripts.check import check
 
 pytest.importorskip("av")
@@ -61,10 +61,9 @@ def episodes(folder):
     """{id: (obs (N, D), captions, annotated)} of all splits, each id once."""
     found = {}
     for split in json.loads((folder / "meta.json").read_text())["splits"]:
-        read = Episodes(folder, split)
-        for i, record in enumerate(read.records):
-            assert record["id"] not in found
-            found[record["id"]] = read.obs(i), read.captions(i), record["annotated"]
+        for episode in Episodes(folder, split):
+            assert episode.id not in found
+            found[episode.id] = episode.obs, episode.captions, episode.annotated
     return found
 
 

@@ -11,9 +11,9 @@ map is where counting starts. Names are OpenAI's (minecraft.mine_block:minecraft
 import re
 from typing import NamedTuple
 
-from data import Caption
 from domains.vpt.english import TOOL, phrase, rename, screen_name
 from domains.vpt.recordings import FPS
+from runtime.dataset import Caption
 
 # kinds of captions, in the order in which those of one line are written
 KINDS = "craft mine kill open place use eat pickup drop wear other".split()

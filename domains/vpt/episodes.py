@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from data import Caption, Episode, record_faults, write_shard
+from runtime.dataset import Caption, Episode, record_faults, write_shard
 from runtime.distributed import RANK, WORLD
 from runtime.files import alone, read_json, regular_file, replace
 from runtime.patterns import composed, matching
