@@ -400,10 +400,18 @@ class Reader(nn.Module):
 def moments(logits, reach, threshold):
     """[(step, kind), ..] where a kind starts with that probability within `reach` steps, likeliest
     first. What one explains counts for no other: all at its step, its kind within reach."""
-    p, said, width = logits.softmax(-1)[:, :-1].T.contiguous(), [], 2 * reach + 1  # (C, N)
-    while p.numel():
-        near = F.avg_pool1d(p, width, 1, reach) * width
-        kind, t = divmod(int(near.argmax()), p.shape[1])
+    p, said = logits.softmax(-1)[:, :-1].T.contiguous(), []  # (C, N)
+    N = p.shape[1]
+
+    def nearby(first, last):
+        """Sums of p within reach of the steps first .. last."""
+        beyond = max(reach - first, 0), max(last + reach - N, 0)
+        around = F.pad(p[:, max(first - reach, 0) : last + reach], beyond)
+        return around.unfold(1, 2 * reach + 1, 1).sum(-1)
+
+    near = nearby(0, N)  # (C, N)
+    while near.numel():
+        kind, t = divmod(int(near.argmax()), N)
         if near[kind, t] < threshold:
             break
         first = max(t - reach, 0)
@@ -411,6 +419,8 @@ def moments(logits, reach, threshold):
         said.append((t, kind))
         p[:, t] = 0
         p[kind, max(t - reach, 0) : t + reach + 1] = 0
+        first, last = max(t - 2 * reach, 0), min(t + 2 * reach + 1, N)
+        near[:, first:last] = nearby(first, last)
     return said
 
 
