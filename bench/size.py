@@ -108,8 +108,7 @@ def annotated(episodes):
 
 
 def tokenizer_of(episodes):
-    captions = [episodes.captions(i) for i in range(len(episodes))]
-    return train.Tokenizer.from_captions({c.text for of in captions for c in of})
+    return train.Tokenizer.from_captions({c.text for episode in episodes for c in episode.captions})
 
 
 def fit(place):
@@ -131,7 +130,7 @@ def text(place):
 def batches(place, n=10):
     """n batches of 64 windows of 128 steps."""
     episodes = Episodes(place / "data", "train")
-    known = {i: (episodes.captions(i), *[episodes.known(i)] * 2) for i in range(len(episodes))}
+    known = {i: (e.captions, e.known, e.known) for i, e in enumerate(episodes)}
     windows = Windows(episodes, known, tokenizer_of(episodes), 128, 0, 64)
     for step in range(n):
         windows.batch(step, range(64))
@@ -148,9 +147,8 @@ def slices(place, n=10):
 
 def annotate(place):
     encoder, tokenizer, _, _ = load(place / "run")
-    episodes = Episodes(place / "data", "test")
-    for i in range(len(episodes)):
-        written_captions(encoder, [episodes.obs(i)], tokenizer)
+    for episode in Episodes(place / "data", "test"):
+        written_captions(encoder, [episode.obs], tokenizer)
 
 
 def report(place):

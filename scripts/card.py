@@ -73,8 +73,8 @@ def describe(folder, meta):
     lines = [f"- {key}: {meta.get(key) or 'not told'}" for key in ("source", "licence")]
     for split in meta["splits"]:
         episodes = Episodes(folder, split)
-        steps = sum(map(episodes.steps, range(len(episodes))))
-        texts = sum(len(record["captions"]) for record in episodes.records)
+        steps = sum(episode.steps for episode in episodes)
+        texts = sum(len(episode.captions) for episode in episodes)
         lines.append(f"- {split}: {len(episodes)} episodes, {steps:,} steps, {texts:,} captions")
     return "\n".join([f"Data: `{folder}`", "", *lines])
 

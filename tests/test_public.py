@@ -82,7 +82,7 @@ def test_the_fit_is_the_least_of_the_penalised_likelihood(tmp_path, monkeypatch)
     annotated = [1, 4, 2]
     model = probe.Probe(train, annotated, 2)
     model.fit(1e-2)
-    seen = [model.look(train, i).unfold(0, 2, 1).flatten(1) for i in annotated]
+    seen = [model.look(train[i]).unfold(0, 2, 1).flatten(1) for i in annotated]
     label = torch.cat([probe.starts(train[i], model.texts) for i in annotated])
     x = torch.nn.functional.pad(torch.cat(seen), (0, 1), value=1.0)[label >= 0]
     y = torch.eye(3)[label[label >= 0]]
@@ -94,12 +94,21 @@ def test_the_fit_is_the_least_of_the_penalised_likelihood(tmp_path, monkeypatch)
     assert np.abs(x.T @ (p - y) / len(x) + penalty).max() < 1e-3
 
 
-def test_a_feature_that_never_moved_says_nothing_when_it_does(tmp_path):
-    train, _ = echoes(tmp_path, lag=0)
+class InMemory:
+    """An episode, annotated, in which nothing is said."""
+
+    def __init__(self, obs):
+        self.obs, self.known, self.known_captions = obs, np.ones(len(obs), bool), []
+
+    def window(self, start, stop):
+        return self.obs[start:stop]
+
+
+def test_a_feature_that_never_moved_says_nothing_when_it_does():
     obs = torch.full((9, 3), 0.1)
-    train.obs = lambda i, *_: obs * (torch.tensor([1.0, 1.0, i]) if i < 2 else 5)
-    model = probe.Probe(train, [0, 1], 2)
-    assert torch.equal(model.look(train, 2)[:, :2], torch.zeros(10, 2))
+    still, moved = (InMemory(obs * torch.tensor([1.0, 1.0, i])) for i in range(2))
+    model = probe.Probe([still, moved], [0, 1], 2)
+    assert torch.equal(model.look(InMemory(obs * 5))[:, :2], torch.zeros(10, 2))
 
 
 def test_the_probe_pauses_after_a_caption():

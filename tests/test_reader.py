@@ -177,10 +177,10 @@ def test_a_moment_is_where_a_kind_is_likely_enough_near_by():
 
 def test_what_goes_on_is_neither_taught_nor_denied(told):
     """Within the span of a caption what tells of it is seen again."""
-    for obs, said in told.episodes:
-        for n, (start, _, text) in enumerate(said):
-            said[n] = Caption(start, start + 3, text)
-            obs[start + 2] = obs[start]
+    for one in told:
+        one.captions = [Caption(start, start + 3, text) for start, _, text in one.captions]
+        for caption in one.captions:
+            one.obs[caption.start + 2] = one.obs[caption.start]
     tokenizer, annotated = Tokenizer.from_captions(TEXTS), list(range(12))
     reader = Reader(Features(9), tokenizer, False, 1).fit(told, annotated, [])
     silence = reader.logits(told[0].obs)[0].softmax(-1)[:, -1]

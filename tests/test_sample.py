@@ -110,7 +110,7 @@ def test_a_run_an_episode_by_name_and_the_least_probability(a_run, printed, monk
     hint = "--episode=train-1: not in the split test; it is in --split=train"
     with pytest.raises(ValueError, match=hint):
         printed(episode="train-1")
-    of = types.SimpleNamespace(records=[dict(id="cafe\u0301"), dict(id="th\u00e9")])
+    of = [types.SimpleNamespace(id=name) for name in ("cafe\u0301", "th\u00e9")]
     assert sample.number_of(of, "test", "caf\u00e9") == 0
     assert sample.number_of(of, "test", "the\u0301") == 1
 
