@@ -50,13 +50,13 @@ GAP = 3600  # seconds without a new frame: more is a broken time stamp
 
 def timed(path):
     """(seconds, frame) of a video, then (its end, None): the last lasts as long as the one before,
-    or as it says itself, where that is much longer.
+    or as it says itself, where that is longer.
 
     Raises ValueError where time stamps are broken, or less is there than the file says.
     """
     import av
 
-    began, now, lasts, stands = None, 0.0, 1 / fps, 0.0
+    began, now, lasts, stands, said = None, 0.0, 1 / fps, 0.0, None
     remux = f"remux it: ffmpeg -i '{path}' -c copy '{Path(path).with_suffix('.mp4')}'"
     remux += ", or without -c copy, where that does not help"
     with av.open(f"file:{regular_file(path)}") as container:  # a name may have a colon
@@ -74,7 +74,9 @@ def timed(path):
                 raise ValueError(f"{jump}; {remux}")
             now, lasts = now + gap, gap or lasts
             stands = float((frame.duration or 0) * frame.time_base)
-            stands = stands if stands > 2 * lasts else 0  # some files say the same of all frames
+            if frame.duration == said and stands < 2 * lasts:
+                stands = 0.0  # some files say the same of all frames
+            said = frame.duration
             yield now, frame
         length = float((stream.duration or 0) * stream.time_base) or (container.duration or 0) / 1e6
     if began is None or began + now + max(lasts, stands) < 0.9 * length:  # some count from zero

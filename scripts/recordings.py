@@ -70,6 +70,8 @@ def dtype_name(x):
 
 def describe_arrays(path):
     """[(name, shape, dtype as text), ..]. Raises ValueError for what are no observations."""
+    if os.path.isdir(path):
+        raise ValueError(f"{path} is a folder; its files are --obs='{path}/*'")
     regular_file(path)
     try:
         arrays = [(name, tuple(x.shape), dtype_name(x)) for name, x in open_arrays(path).items()]

@@ -83,6 +83,10 @@ def test_a_last_frame_that_stands_counts_as_long_as_it_says(tmp_path, ending):
     path = make_video(tmp_path / f"a.{ending}", shown, stands=1.1)
     assert levels(path, 10.0) == [10 * min(i, 9) for i in range(20)]
     assert levels(path, 5.0) == [0, 20, 40, 60, 80] + [90] * 5
+    path = make_video(path, [(3 * i, grey(10 * i)) for i in range(3)], stands=4)
+    assert levels(path, 1.0) == [0] * 3 + [10] * 3 + [20] * 4
+    path = make_video(path, [(3 * i, grey(10 * i)) for i in range(3)], stands=2)
+    assert levels(path, 1.0) == [0] * 3 + [10] * 3 + [20] * 3  # as the one before
 
 
 def test_a_name_with_a_colon_is_no_protocol(tmp_path, monkeypatch):

@@ -400,6 +400,9 @@ def test_numbers_of_the_other_byte_order_are_the_same_numbers(folder, packed):
 
 def test_wrong_observations_are_one_line_that_names_them(folder, packed):
     assert "no such files" in refused(packed, obs="nowhere/*.npy")
+    assert f"raw is a folder; its files are --obs='{folder}/raw/*'" in refused(
+        packed, obs=f"{folder}/raw"
+    )
     x = np.zeros((30, 4), np.float32)
     x[12, 2] = np.nan
     np.save(folder / "raw/ep3.npy", x)

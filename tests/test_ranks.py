@@ -3,6 +3,7 @@
 from datetime import timedelta
 
 import pytest
+import torch
 
 from runtime import distributed
 from runtime.distributed import ALONE, ranks
@@ -44,6 +45,13 @@ def test_other_programs_may_give_all_of_the_ranks_which_is_told():
     assert ranks(MEANT) == ((2, 3, 2, 3, 0), told + "localhost")
     assert ranks(dict(RANK="0", WORLD_SIZE="1", MASTER_ADDR="localhost")) == (ALONE, "")
     assert ranks(dict(MASTER_ADDR="localhost")) == (ALONE, "")
+
+
+def test_a_run_says_from_where_its_rank_is(monkeypatch, capsys):
+    monkeypatch.setattr(distributed, "LEFT_OVER", "RANK=7 in the environment")
+    monkeypatch.setattr(torch, "use_deterministic_algorithms", bool)
+    assert distributed.init("cpu")[0] == "cpu"
+    assert capsys.readouterr().err == "RANK=7 in the environment\n"
 
 
 def test_where_the_others_do_not_come_a_line_says_so_soon(monkeypatch):
