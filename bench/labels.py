@@ -27,7 +27,7 @@ from bench.probe import regression
 from data import Tokenizer, match, score
 from encoder import choose_reader, load
 from runtime.dataset import Episodes, choose_annotated, read_text
-from runtime.files import regular_file
+from runtime.files import regular_file, replace
 from runtime.shards import read_line
 
 arm = ""  # which arm to run; '': none, only the table
@@ -84,11 +84,9 @@ def text_alone(worlds=250):
         crafter_play.make(folder, train=worlds, val=0, test=0, first_seed=first)
     episodes = Episodes(folder, "train")
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "w") as file:
-        for episode in episodes:
-            for caption in episode.captions:
-                about = dict(episode=episode.id, **caption._asdict())
-                file.write(json.dumps(about) + "\n")
+    said = [(episode.id, caption) for episode in episodes for caption in episode.captions]
+    lines = [json.dumps(dict(episode=name) | caption._asdict()) + "\n" for name, caption in said]
+    replace(path, lambda beside: beside.write_text("".join(lines)))
     return path
 
 

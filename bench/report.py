@@ -13,7 +13,6 @@ on val (bench/probe.py).
 """
 
 from configurator import run
-import json
 import sys
 from pathlib import Path
 
@@ -32,6 +31,7 @@ from data import f1, match, score
 from encoder import load
 from runtime.dataset import Episodes, choose_annotated
 from runtime.distributed import pick_device
+from runtime.files import write_json
 from sample import predictor_of
 
 
@@ -142,8 +142,7 @@ def main():
     for out_dir in sys.argv[1:]:
         scores, losses = report(out_dir)
         reports.append(scores)
-        results = json.dumps(dict(captions=scores, losses=losses), indent=2)
-        Path(out_dir, "results.json").write_text(results)
+        write_json(dict(captions=scores, losses=losses), Path(out_dir, "results.json"))
     if len(reports) > 1:
         show_many(reports)
     else:

@@ -195,7 +195,8 @@ def is_intact(path, meta):
 
 def tell_replaced(folder, old):
     """Says what is replaced, a data set with this meta.json: a run may have been trained on it."""
-    text = b"".join(path.read_bytes() for path in shard_paths(folder, "jsonl"))
+    paths = filter(Path.is_file, shard_paths(folder, "jsonl"))
+    text = b"".join(path.read_bytes() for path in paths)
     episodes, texts = len(text.splitlines()), text.count(b'{"start": ')
     when = datetime.fromtimestamp((folder / "meta.json").stat().st_mtime)
     about = ", ".join(f"{key} {old.get(key)}" for key in ("obs_dim", "steps_per_second", "source"))

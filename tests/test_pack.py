@@ -759,6 +759,14 @@ def test_files_of_the_same_size_and_time_but_other_content_are_packed_again(fold
     assert (episode.pictures == 7).all()
 
 
+def test_a_pipe_in_place_of_a_text_is_replaced(folder, packed):
+    found = packed()
+    (folder / "mine/train-00000.jsonl").unlink()
+    os.mkfifo(folder / "mine/train-00000.jsonl")
+    again = packed()
+    assert {name: about[2] for name, about in again.items()} == {x: y[2] for x, y in found.items()}
+
+
 def test_two_calls_never_write_into_one_folder(folder, packed):
     packed()
     before = contents(folder / "mine")
