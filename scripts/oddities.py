@@ -11,6 +11,7 @@ import torch
 ENDS = 32  # observations at an episode's start and end by which it is known
 SHORTEST = 8  # steps of an episode of which a shift tells anything
 JITTER = 1e-13  # of a number: smaller changes are rounding
+CHUNK = 16384  # steps looked at at a time
 MANY = 8  # warnings of one kind
 
 
@@ -60,14 +61,18 @@ def sameness(episodes):
     return at_most(lines)
 
 
-def lost_changes(x, stored):
-    """The feature of which the largest share of changes is lost in what is stored of x (N, D), and
-    that share. x: numpy or torch; stored: torch."""
-    x = np.asarray(x, np.float64)
-    change = np.abs(np.diff(x, axis=0)) > JITTER * np.abs(x[1:])  # (N-1, D)
-    lost = change & (stored.diff(dim=0) == 0).numpy()
-    share = lost.sum(0) / np.maximum(change.sum(0), 1)
-    return int(share.argmax()), float(share.max())
+def lost_changes(x, kept, stored):
+    """The feature of which the largest share of changes is lost in what is stored (N, K) of the
+    kept features of x (N, D), and that share. x: numpy or torch; stored: torch."""
+    changed, lost = np.zeros((2, len(kept)), int)
+    for start in range(0, len(x) - 1, CHUNK):
+        rows = slice(start, start + CHUNK + 1)
+        exact = np.asarray(x[rows], np.float64)[:, kept]
+        change = np.abs(np.diff(exact, axis=0)) > JITTER * np.abs(exact[1:])
+        changed += change.sum(0)
+        lost += (change & (stored[rows].diff(dim=0) == 0).numpy()).sum(0)
+    share = lost / np.maximum(changed, 1)
+    return kept[int(share.argmax())], float(share.max())
 
 
 def time_is_second(x):

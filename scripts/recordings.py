@@ -147,9 +147,9 @@ def lost_in(recording, stored, kept):
     x = raw(recording)
     if x.dtype.itemsize < 4 or dtype_name(x) == "float32":
         return
-    feature, share = lost_changes(x[:, kept], stored)
+    feature, share = lost_changes(x, kept, stored)
     if share > FEW_LOST:
-        what = f"{share:.0%} of the changes of feature {kept[feature]} are lost in float32"
+        what = f"{share:.0%} of the changes of feature {feature} are lost in float32"
         yield f"episode {recording.id}: {what}: subtract its mean first, and save it again"
 
 

@@ -1,18 +1,19 @@
 """What is odd about observations is told, and what belongs together stays together."""
+# ruff: noqa: F401, F811 (fixtures of another file)
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
-from test_pack import folder, packed, refused  # noqa: F401, fixtures
+from test_pack import folder, packed, refused
 
-from scripts import show
+from scripts import oddities, show
 from scripts.oddities import alike, at_most, views
 from scripts.recordings import find_recordings
 
 
 @pytest.fixture
-def transitions(folder):  # noqa: F811
+def transitions(folder):
     """Six files as of reinforcement learning: observations, and the same a step later."""
     rng = np.random.default_rng(0)
     for n in range(6):
@@ -22,7 +23,7 @@ def transitions(folder):  # noqa: F811
     return folder
 
 
-def test_arrays_of_one_file_stay_in_one_split(transitions, packed):  # noqa: F811
+def test_arrays_of_one_file_stay_in_one_split(transitions, packed):
     found = packed(captions="", obs=f"{transitions}/raw/*.npz")
     splits = [{found[f"run{n}/{x}observations"][0] for x in ("", "next_")} for n in range(6)]
     assert all(len(split) == 1 for split in splits) and len(set.union(*splits)) == 3
@@ -34,7 +35,7 @@ def test_arrays_of_one_file_stay_in_one_split(transitions, packed):  # noqa: F81
     }
 
 
-def test_arrays_that_are_equal_but_for_a_step_are_told(transitions, packed, capsys):  # noqa: F811
+def test_arrays_that_are_equal_but_for_a_step_are_told(transitions, packed, capsys):
     packed(captions="", obs=f"{transitions}/raw/*.npz")
     told = "warning: run3/next_observations and run3/observations are equal but for a step"
     assert told in capsys.readouterr().err
@@ -45,14 +46,14 @@ def test_arrays_that_are_equal_but_for_a_step_are_told(transitions, packed, caps
     assert warnings.count("warning: leakage: equal but for a step: ") == 2  # of val, of test
 
 
-def test_episodes_that_are_equal_are_told(folder, packed, capsys):  # noqa: F811
+def test_episodes_that_are_equal_are_told(folder, packed, capsys):
     (folder / "raw/ep7.npy").unlink()
     (folder / "raw/ep7.npy").symlink_to("ep3.npy")
     packed()
     assert "warning: ep3 and ep7 are equal: leave one out\n" in capsys.readouterr().err
 
 
-def test_arrays_of_one_file_alone_are_split_which_is_told(folder, packed, capsys):  # noqa: F811
+def test_arrays_of_one_file_alone_are_split_which_is_told(folder, packed, capsys):
     arrays = {f"part{n}": np.random.default_rng(n).random((30, 4)) for n in range(6)}
     np.savez(folder / "all.npz", **arrays)
     found = packed(captions="", obs=f"{folder}/all.npz")
@@ -78,10 +79,12 @@ def test_shifts_are_told_from_equals_and_from_what_stands_still():
 
 
 @pytest.mark.parametrize("kind", ["npy", "safetensors"])
-def test_changes_that_float32_loses_are_warned_of(folder, packed, capsys, kind):  # noqa: F811
+def test_changes_that_float32_loses_are_warned_of(folder, packed, capsys, monkeypatch, kind):
     walk = np.random.default_rng(0).normal(size=(6, 30, 4)).cumsum(1) * 0.01
     far = np.array([0, 0, 5e6, 0])
     jitter = np.array([0, 0.3, 0, 0]) * np.random.default_rng(1).choice([1, 1 + 1e-15], (6, 30, 1))
+
+    monkeypatch.setattr(oddities, "CHUNK", 7)  # steps
 
     def told(rows, **settings):
         for n, x in enumerate(rows):
@@ -97,6 +100,8 @@ def test_changes_that_float32_loses_are_warned_of(folder, packed, capsys, kind):
     lines = told(walk + far)
     lost = "100% of the changes of feature 2 are lost in float32: subtract its mean first"
     assert len(lines) == 6 and sum(f"warning: episode ep0: {lost}" in line for line in lines) == 1
+    assert "of feature 2 are" in told(walk + far, drop="1")[0]
+    assert told(walk + far, drop="2") == []
     assert told(walk + far - (walk + far).mean((0, 1))) == []
     still = walk * np.array([1, 0, 1, 1])
     assert told(still + jitter) == []
@@ -134,7 +139,7 @@ def as_ml_dtypes(x):
 
 
 @pytest.mark.parametrize("kind", ["npy", "npz"])
-def test_bfloat16_of_ml_dtypes_is_read(folder, packed, kind):  # noqa: F811
+def test_bfloat16_of_ml_dtypes_is_read(folder, packed, kind):
     x = np.random.default_rng(0).integers(-99, 99, (30, 4)).astype(np.float32)
     for n in range(10):
         (folder / f"raw/ep{n}.npy").unlink()
@@ -154,7 +159,7 @@ def test_arrays_of_other_kinds_in_one_file_are_named(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["npz", "safetensors"])
-def test_a_file_of_many_arrays_is_opened_once(folder, packed, kind, monkeypatch):  # noqa: F811
+def test_a_file_of_many_arrays_is_opened_once(folder, packed, kind, monkeypatch):
     from scripts import recordings
 
     arrays = {f"part{n:03}": np.full((2, 3), n, np.float32) for n in range(60)}

@@ -1,11 +1,12 @@
 """Files by pattern: what glob passes over in silence is found, or told."""
+# ruff: noqa: F401, F811 (fixtures of another file)
 
 import glob
 import os
 
 import numpy as np
 import pytest
-from test_pack import folder, packed  # noqa: F401, fixtures
+from test_pack import folder, packed
 
 from domains.vpt.episodes import by_stem, read_annotations
 from runtime.patterns import listed, matching
@@ -78,7 +79,7 @@ def test_a_comma_may_be_in_a_name(tmp_path):
     assert listed(f"gone.csv,{two},") == ["gone.csv", str(two)] and listed("") == []
 
 
-def test_names_that_differ_in_form_alone_are_the_same_episode(folder, packed):  # noqa: F811
+def test_names_that_differ_in_form_alone_are_the_same_episode(folder, packed):
     for n, form in enumerate((NFC, NFD)):
         (folder / f"raw/ep{n}.npy").rename(folder / f"raw/{form}{n}.npy")
         np.save(folder / f"raw/{form}{n}-pictures.npy", np.full((30, 2, 2, 3), n, np.uint8))
