@@ -169,7 +169,7 @@ def in_seconds(clock):
 def subtitle_rows(path, episodes):
     webvtt, text = library("webvtt", "webvtt-py"), decoded(path)
     ending = Path(path).suffix[1:].lower()
-    cues = len(re.findall(r"^[ \d:.,]*\d *-->", text, re.M))
+    cues = len(re.findall(r"^.*-->", text, re.M))
     read = webvtt.from_buffer(io.StringIO(text), ending)
     if len(read) != cues:
         raise ValueError(f"{cues} lines with times, but {len(read)} subtitles could be read")

@@ -68,7 +68,8 @@ def subtitles(captions, rate):
         times = (divmod(ms, 1000) for ms in milliseconds(caption, rate))
         times = (f"{s // 3600:02}:{s // 60 % 60:02}:{s % 60:02},{ms:03}" for s, ms in times)
         line = " --> ".join(times).replace(",", "." if vtt else ",")
-        text = html.escape(caption.text, quote=False) if vtt else caption.text
+        text = caption.text.replace("-->", "->")
+        text = html.escape(text, quote=False) if vtt else text
         blocks.append(f"{n}\n{line}\n{text}\n")
     return "\n".join([f"WEBVTT {WRITTEN}\n"] * vtt + blocks)
 

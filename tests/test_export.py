@@ -90,6 +90,8 @@ def test_what_is_written_is_read_at_the_same_steps(tmp_path, ending, rate):
 
 def test_subtitles_stay_until_the_next(tmp_path, ending):
     said = [Caption(5, 6, "a"), Caption(5, 6, "b"), Caption(9, 10, "c"), Caption(998, 999, "d")]
+    got, _ = exported(tmp_path, [Caption(5, 6, "a --> b")], 10, format=ending)
+    assert [caption.start for caption in got] == [5]
     got, path = exported(tmp_path, said, 10, format=ending, hold=2.0)
     ends = [6, 6, 10, 999] if ending == "eaf" else [9, 9, 29, 1000]
     assert [caption.end for caption in got] == ends
