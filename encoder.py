@@ -24,6 +24,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from safetensors import SafetensorError
+from tqdm import tqdm
 
 from data import END, SILENCE, Tokenizer, read_stream, score, spans
 from model import GPTNeoX, find_checkpoint
@@ -459,6 +460,7 @@ def choose_reader(episodes, annotated, tokenizer, text, past=8):
     folds = [annotated[k::n] for k in range(n)] if n > 1 else [[]]
     folds = folds if len(annotated) <= 16 else [annotated[1::2]]
     D, measured, tried = episodes.meta["obs_dim"], {}, {}
+    fits = tqdm(desc="trying readers", unit=" fits", leave=False, disable=None)
 
     def reader(evidence, shared):
         dense_features, dense_evidence = evidence
@@ -473,6 +475,7 @@ def choose_reader(episodes, annotated, tokenizer, text, past=8):
         for fold in folds:
             others = [i for i in annotated if i not in fold]
             one = reader(*choice).fit(episodes, others, text)
+            fits.update()
             for i in fold or annotated:
                 true.append(episodes[i].known_captions)
                 logits, known, spelled = one.logits(episodes[i].obs), episodes[i].known, {}
@@ -497,6 +500,7 @@ def choose_reader(episodes, annotated, tokenizer, text, past=8):
         for shared in SHARED:
             attempt(best()[0], shared)
         *choice, moment = best()
+    fits.close()
     chosen = reader(*choice).fit(episodes, annotated, text)
     chosen.moment, chosen.f1, chosen.tried = moment, tried[(*choice, moment)], tried
     return chosen
@@ -524,6 +528,7 @@ class Encoder(nn.Module):
     def forward(self, obs, input_tok, step):
         """Hidden states (B, L, d) of the slots at `step` (B, L) of obs (B, T, D), given the token
         before each, input_tok (B, L)."""
+        assert step.shape == input_tok.shape and len(obs) == len(step)
         seen = self.projector(obs)  # (B, T, d)
         seen = seen.gather(1, step[..., None].expand(-1, -1, seen.shape[-1]))  # (B, L, d)
         return self.lm.stack(self.lm.embed(input_tok) + seen)

@@ -36,9 +36,7 @@ class Config:
     rotary_emb_base: float = 10000.0
     layer_norm_eps: float = 1e-5
     use_parallel_residual: bool = True
-    attention_bias: bool = True
     hidden_act: str = "gelu"  # exact, or by tanh: see GELU
-    tie_word_embeddings: bool = False  # one matrix for embed_in and embed_out
 
     def __post_init__(self):
         """Raises ValueError where a value cannot be meant: config.json may hold anything."""
@@ -136,9 +134,9 @@ class Attention(nn.Module):
     def __init__(self, config):
         super().__init__()
         self.heads = config.num_attention_heads
-        d, bias = config.hidden_size, config.attention_bias
-        self.query_key_value = nn.Linear(d, 3 * d, bias)
-        self.dense = nn.Linear(d, d, bias)
+        d = config.hidden_size
+        self.query_key_value = nn.Linear(d, 3 * d)
+        self.dense = nn.Linear(d, d)
 
     def forward(self, x, cos, sin, attend):
         B, N, d = x.shape
@@ -184,8 +182,6 @@ class GPTNeoX(nn.Module):
         parts["final_layer_norm"] = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
         self.gpt_neox = nn.ModuleDict(parts)
         self.embed_out = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        if config.tie_word_embeddings:
-            self.embed_out.weight = self.gpt_neox.embed_in.weight
         # from_pretrained reads the weights; normal_ on the meta device would load sympy: 2 s, 70 MB
         if not embeddings.is_meta:
             for name, module in self.named_modules():
@@ -199,7 +195,7 @@ class GPTNeoX(nn.Module):
         if name.endswith(("attention.dense", "mlp.dense_4h_to_h")):
             std = 2 / self.config.num_hidden_layers / math.sqrt(self.config.hidden_size)
         nn.init.normal_(module.weight, std=std)
-        if getattr(module, "bias", None) is not None:
+        if getattr(module, "bias", None) is not None:  # embeddings have none
             nn.init.zeros_(module.bias)
 
     def embed(self, tok):
@@ -250,12 +246,7 @@ class GPTNeoX(nn.Module):
         config = Config.from_json(folder / "config.json")
         weights = read_weights(folder, dtype)
         embed_in = weights.get("gpt_neox.embed_in.weight", torch.empty(config.hidden_size))
-        embed_out = weights.get("embed_out.weight", embed_in)
-        # what the weights know better
-        config.vocab_size = embed_in.numel() // config.hidden_size
-        config.tie_word_embeddings &= torch.equal(embed_out, embed_in)
-        if config.tie_word_embeddings:
-            weights["embed_out.weight"] = embed_in
+        config.vocab_size = embed_in.numel() // config.hidden_size  # the weights know better
         with torch.device("meta"):
             model = cls(config)
         try:
@@ -309,6 +300,7 @@ def linear_cross_entropy(hidden, matrix, target, weight):
     hidden (.., d), matrix (V, d), target (..) int64, weight (..), 0 for rows that are no target.
     Returns the sum, with gradients, and each row's loss (..) without, both float32 or wider.
     """
+    assert hidden.shape[:-1] == target.shape == weight.shape
     dtype = torch.promote_types(working_dtype(hidden), working_dtype(matrix))
     with torch.autocast(hidden.device.type, enabled=False):
         rows = hidden.flatten(0, -2), matrix, target.flatten(), weight.flatten()

@@ -100,6 +100,7 @@ def ahead_attention(q, k, v, T, K, stride, rows=256):
     """The fast path: attention under ahead_mask in linear memory. q, k, v (B, H, T+SK, hs)."""
     B, H, N, _ = q.shape
     S, n = (N - T) // K, max(rows // K, 1)
+    assert N == T + S * K and (S - 1) * stride < T
     if q.is_cuda:
         flex, mask = compiled_flex(), flex_mask(T, K, stride, N, q.device)
         parts = zip(*(x.split(65535 // H) for x in (q, k, v)), strict=True)  # of one CUDA grid
@@ -168,6 +169,7 @@ class Predictor(nn.Module):
         and hidden[<=t], so no observation after the step of slot t.
         """
         T, (S, k) = input_tok.shape[1], inputs.shape[1:]
+        assert hidden.shape[:2] == input_tok.shape and S == len(range(0, T - 1, self.stride))
         stream = self.lm.embed(input_tok) + self.condition(hidden)
         x = torch.cat((stream, self.lm.embed(inputs).flatten(1, 2)), 1)  # (B, T+Sk, d)
         step = torch.arange(T, device=x.device)

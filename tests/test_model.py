@@ -21,7 +21,6 @@ CASES = {
         intermediate_size=40,
         layer_norm_eps=1e-3,
     ),
-    "tied, no attention bias": dict(tie_word_embeddings=True, attention_bias=False),
     "as GPT-NeoX-20B, in shards of float16": dict(
         hidden_act="gelu_fast", dtype=torch.float16, shard=20_000
     ),
