@@ -2,16 +2,18 @@
 How memory and time of each part grow with the data, on recordings made for it.
 
     python -m bench.size                                           6,000 steps of 1,024: hours
-    python -m bench.size --steps=1000 --dims=128 --recordings=4,8  a minute
+    python -m bench.size --steps=1000 --dims=128 --recordings=4,8  minutes
 
 A recording is noise, in which a feature jumps where a caption stands. Of four recordings three are
 annotated. Each part runs in a process of its own, on one thread: the peak of its anonymous memory
-beyond what it began with, and the processor's time. A slope is that of the straight line through
-the figures of a row: what one recording more takes. The exit code is 1 where a part's memory grows
-by more than a tenth of a recording with each.
+beyond what it began with, and the processor's time. What programs hold at most is set so low that
+a few recordings reach it. A slope is that of the straight line through the figures of a row: what
+one recording more takes. The exit code is 1 where a part's memory grows by more than a tenth of a
+recording with each.
 """
 
 from configurator import check_range, configure, run
+import ctypes
 import json
 import os
 import shutil
@@ -27,6 +29,7 @@ import torch._inductor  # what else train.py would import within what is measure
 from tqdm import tqdm
 
 import bench.report
+import encoder
 import scripts.decipher
 import scripts.pack
 import scripts.page
@@ -204,6 +207,16 @@ def measured(task, output):
     return (most - least) / 1e6, usage.ru_utime + usage.ru_stime
 
 
+def lower_bounds():
+    """What programs hold at most, so low that a few recordings reach it; and what they free is
+    given back at once."""
+    ctypes.CDLL(None).mallopt(-3, 2**22)  # M_MMAP_THRESHOLD, which otherwise rises
+    scripts.pack.SHARD = 2 * 2 * dims * steps  # bytes: two recordings
+    bench.report.TOGETHER = 2 * dims * steps
+    encoder.ROWS = 500
+    scripts.decipher.SAMPLE = 4096
+
+
 def measure_all(place, n):
     """{part: (MB, seconds)} with n recordings."""
     place.mkdir()
@@ -238,6 +251,7 @@ def main():
     if len(counts) < 2:
         raise ValueError(f"--recordings={recordings}: two numbers or more, as 4,8; from 4 on")
     torch.set_num_threads(1)
+    lower_bounds()
     with tempfile.TemporaryDirectory(dir=folder or None) as made:
         taken = [measure_all(Path(made, str(n)), n) for n in counts]
     size = 2 * dims * steps / 1e6
