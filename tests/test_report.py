@@ -9,7 +9,7 @@ from data import SILENCE, Batch, score, write_stream
 from encoder import Encoder, Features, choose_reader
 from model import Config, GPTNeoX
 from runtime.dataset import Caption, Episodes, choose_annotated
-from train import Grounding, Losses, Predictor
+from train import Grounding, Losses, Predictor, evaluate
 
 
 class Parrot:
@@ -49,6 +49,17 @@ def test_controls_and_baselines_on_the_toy_data(toy, tokenizer, tmp_path):
     assert min(f1(captions) for captions in written.values()) > 0.9
     assert f1(arms.most_frequent(test, train, annotated)) < 0.5
     assert f1(arms.perfect_writer(test, tokenizer)) == 1
+
+
+def test_training_evaluates_as_the_report_does(toy, tokenizer):
+    test = Episodes(toy, "test")
+    parrot = Parrot(tokenizer, ["open door", "walk", "walk"])  # one of three is wrong
+    captions = arms.captions_of(parrot, test, tokenizer)
+    expected = report.all_scores([episode.captions for episode in test], captions, set())
+    found = evaluate(parrot, test, tokenizer, n=len(test))
+    assert 0.2 < found["f1"] < 0.9
+    for name in ("f1", "f1_exact", "word_f1", "precision", "recall"):
+        assert found[name] == expected[name]
 
 
 def test_a_probe_of_too_much_data_is_left_out_and_told(toy, monkeypatch, capsys):

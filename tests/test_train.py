@@ -7,6 +7,8 @@ import torch
 from conftest import program, toy
 
 import train
+from encoder import Encoder, Features
+from model import Config, GPTNeoX
 from runtime.dataset import Episodes
 
 SMALL = """--n_embd=32 --n_layer=2 --n_head=2 --T=16 --K=4 --stride=2 --batch_size=4
@@ -79,6 +81,21 @@ def test_the_encoder_starts_from_what_the_reader_sees(toy, tmp_path, monkeypatch
     weights = model.encoder.projector.dense_1.weight
     evidence = torch.cat((reader.starts, reader.words))
     assert torch.equal(weights[: len(evidence)], evidence) and evidence.abs().sum() > 0
+
+
+def test_weights_decay_in_matrices_alone_and_new_maps_have_a_rate_of_their_own(monkeypatch):
+    for name, value in dict(learning_rate=0.1, projector_lr=0.2, weight_decay=0.3).items():
+        monkeypatch.setattr(train, name, value)
+    shape = Config(9, 16, 1, 2)
+    encoder = Encoder(GPTNeoX(shape), Features(3), 8)
+    model = train.Grounding(encoder, train.Predictor(GPTNeoX(shape), 16, 2))
+    optimizer, given = train.configure_optimizer(model), {}
+    for group in optimizer.param_groups:
+        given |= {p: (group["peak"], group["weight_decay"]) for p in group["params"]}
+    assert given.keys() == {*model.parameters()}
+    for name, p in model.named_parameters():
+        new = "projector" in name or "condition" in name
+        assert given[p] == (0.2 if new else 0.1, 0.3 if p.dim() > 1 else 0.0), name
 
 
 def test_learning_rates_warm_up_and_fall_to_a_tenth(monkeypatch):
