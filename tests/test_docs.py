@@ -1,11 +1,10 @@
 """The commands of the documents are commands of the repository."""
 
+from configurator import settings
 import re
 
 import pytest
 from conftest import ROOT
-
-from configurator import settings
 
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 COMMAND = re.compile(r"\bpython (?:-m )?([\w./]+)((?: +[^\s|&;`)]+)*)")
