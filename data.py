@@ -226,15 +226,15 @@ class Windows:
         which have a text at all, told (N,) bool}. micro_batch: windows in a Batch."""
         self.episodes, self.text, self.tokenizer = episodes, text, tokenizer
         self.T, self.seed, self.micro_batch = T, seed, micro_batch
-        self.pool, self.streams = sorted(text), {}
+        self.pool, self.slots_of = sorted(text), {}
 
-    def stream(self, i):
+    def slots(self, i):
         """The slots of episode i: tok, step, known, told (L,)."""
-        if i not in self.streams:
+        if i not in self.slots_of:
             captions, known, told = self.text[i]
             tok, step = write_stream(captions, len(known), self.tokenizer)
-            self.streams[i] = [torch.from_numpy(x) for x in (tok, step, known[step], told[step])]
-        return self.streams[i]
+            self.slots_of[i] = [torch.from_numpy(x) for x in (tok, step, known[step], told[step])]
+        return self.slots_of[i]
 
     def window(self, step, n):
         """obs (T, D), noise (2T,), and tok, step, known, told (L,) of one window."""
@@ -247,7 +247,7 @@ class Windows:
         noise = torch.from_numpy(rng.random(2 * self.T, dtype=np.float32))
         obs = self.episodes[i].window(start, start + self.T)
         obs = obs if len(obs) == self.T else F.pad(obs, (0, 0, 0, self.T - len(obs)))
-        tok, step, known, told = self.stream(i)
+        tok, step, known, told = self.slots(i)
         first, last = torch.searchsorted(step, torch.tensor([start, start + self.T])).tolist()
         tok, step, known, told = (x[first:last] for x in (tok, step - start, known, told))
         taught = step >= (self.T // 2 if start else 0)

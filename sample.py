@@ -135,7 +135,7 @@ def judge(episode, written):
     return sorted(rows, key=lambda row: row["step"])
 
 
-def read(encoder, predictor, episodes, i, tokenizer, min_prob=0.0):
+def annotate_episode(encoder, predictor, episodes, i, tokenizer, min_prob=0.0):
     """Rows of `judge` with what was expected after each; the stream tok, step, prob (L,), and
     forecasts (N, K)."""
     if episodes.meta["obs_dim"] != encoder.obs_dim:
@@ -181,7 +181,7 @@ def main():
     episodes = Episodes(data or config["data"], split)
     every, rate = range(len(episodes)), episodes.meta["steps_per_second"]
     for i in every if episode == "all" else [number_of(episodes, split, episode)]:
-        rows, *_ = read(encoder, predictor, episodes, i, tokenizer, min_prob)
+        rows, *_ = annotate_episode(encoder, predictor, episodes, i, tokenizer, min_prob)
         name = episodes[i].id
         if json:
             as_json(rows, name, rate)

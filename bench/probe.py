@@ -121,7 +121,7 @@ class Probe:
         return [self.logits(self.look(episode), self.weight) for episode in episodes]
 
 
-def write(logits, texts, margin, pause):
+def captions_from(logits, texts, margin, pause):
     """What starts in an episode, logits (N, texts + 1), and then nothing for `pause` steps."""
     captions, free = [], 0
     best, which = logits[:, :-1].max(1)
@@ -146,11 +146,11 @@ def probe(T, train, annotated, val, episodes):
         model.fit(penalty)
         logits = model.read(val)
         for margin, pause in itertools.product(MARGINS, PAUSES):
-            f1 = score(true, [write(x, model.texts, margin, pause) for x in logits])["f1"]
+            f1 = score(true, [captions_from(x, model.texts, margin, pause) for x in logits])["f1"]
             if f1 > best:
                 best, chosen, weight = f1, (margin, pause), model.weight
     model.weight = weight
-    return [write(x, model.texts, *chosen) for x in model.read(episodes)]
+    return [captions_from(x, model.texts, *chosen) for x in model.read(episodes)]
 
 
 def regression(train, annotated, val, episodes):
@@ -185,9 +185,9 @@ def regression(train, annotated, val, episodes):
 
         seen = [logits(episode) for episode in val]
         for margin, pause in itertools.product(np.arange(-4, 4.1, 1), PAUSES):
-            written = [write(y, texts, margin, pause) for y in seen]
+            written = [captions_from(y, texts, margin, pause) for y in seen]
             f1 = score(true_captions(val), written)["f1"]
             best = max(best, (f1, strength, margin, pause, model), key=lambda row: row[0])
     _, _, margin, pause, model = best
     read = [logits(episode, model) for episode in episodes]
-    return [write(y, texts, margin, pause) for y in read]
+    return [captions_from(y, texts, margin, pause) for y in read]

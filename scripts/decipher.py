@@ -121,7 +121,7 @@ def deviance(a, n_a, b, n_b):
     return 2 * (a * np.log(a / rate / n_a) + b * np.log(b / rate / n_b)).sum(-1)
 
 
-def match(said, seen, pause, true, known):
+def match_events(said, seen, pause, true, known):
     """{kind of caption: (kind of event, its times, margin)}, of Marks of captions and of events.
 
     Events of a kind with less than `pause` steps between each are one caption. true: Marks of the
@@ -274,7 +274,7 @@ def decipher(episodes, said, annotated):
     pause = int(min(shortest_repeat(said), APART))
     true = marks_of(read_annotated(episodes, annotated, texts), texts, length)
     known = marks_of_known(episodes, annotated, length)
-    matched = match(spoken, seen, pause, true, known)
+    matched = match_events(spoken, seen, pause, true, known)
     text_at = {}
     for kind in sorted(matched, key=lambda kind: -len(matched[kind][1])):  # the rarest last
         event, times, margin = matched[kind]

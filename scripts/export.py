@@ -42,7 +42,7 @@ UNSEEN = r"[\x00-\x1f\x7f-\x9f\ufffe\uffff]"  # what no XML may have
 
 def said_by(encoder, episodes, i, tokenizer):
     """The captions that an encoder writes of an episode, in order, without unseen characters."""
-    rows, *_ = sample.read(encoder, None, episodes, i, tokenizer, min_prob)
+    rows, *_ = sample.annotate_episode(encoder, None, episodes, i, tokenizer, min_prob)
     said = [(row["written"], re.sub(UNSEEN, " ", row["text"])) for row in rows if row["written"]]
     return sorted(Caption(*span, " ".join(text.split())) for span, text in said if text.strip())
 

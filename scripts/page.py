@@ -201,7 +201,7 @@ def thousandths(p):
 
 
 def write(path, about, rows, stream, ahead, tokenizer, pictures, **more):
-    """The page of an episode: what sample.read returns, and more: `rate` in steps per second,
+    """The page of an episode: what sample.annotate_episode returns, and more: `rate` in steps per second,
     `texts` that complete, `silences`, `features` to draw. Returns its size in bytes."""
     tok, (ids, probs) = stream[0].tolist(), ahead
     first, least = by_step(stream)
@@ -271,7 +271,9 @@ def main():
         name, annotated = source[i].id, source[i].annotated
         steps = source[i].steps
         path = html if html and episode else page_of(index, i)
-        rows, stream, ahead = sample.read(encoder, predictor, source, i, tokenizer, min_prob)
+        rows, stream, ahead = sample.annotate_episode(
+            encoder, predictor, source, i, tokenizer, min_prob
+        )
         pair_near_misses(rows)
         about = dict(id=name, split=split, source=str(source.folder), run=str(folder))
         pictures = source[i].pictures
