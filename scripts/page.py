@@ -201,8 +201,8 @@ def thousandths(p):
 
 
 def write(path, about, rows, stream, ahead, tokenizer, pictures, **more):
-    """The page of an episode: what sample.annotate_episode returns, and more: `rate` in steps per second,
-    `texts` that complete, `silences`, `features` to draw. Returns its size in bytes."""
+    """The page of an episode: what sample.annotate_episode returns, and more: `rate` in steps per
+    second, `texts` that complete, `silences`, `features` to draw. Returns its size in bytes."""
     tok, (ids, probs) = stream[0].tolist(), ahead
     first, least = by_step(stream)
     used = {*tok, *ids.flatten().tolist()}

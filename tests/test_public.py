@@ -116,7 +116,7 @@ def test_the_probe_pauses_after_a_caption():
     logits = torch.tensor([[0.0, 0, 1], [2, 0, 1], [0, 3, 1], [0, 0, 1], [0, 2, 1]])
     every = [(1, "walk"), (2, "run"), (4, "run")]
     for margin, pause, said in ((0, 1, every), (0, 3, every[::2]), (2.5, 1, [])):
-        assert [c[::2] for c in probe.write(logits, texts, margin, pause)] == said
+        assert [c[::2] for c in probe.captions_from(logits, texts, margin, pause)] == said
 
 
 def test_a_line_for_each_of_the_three(tmp_path, monkeypatch, capsys):
