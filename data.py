@@ -9,6 +9,7 @@ at last with SILENCE, which asks for the next observation:
 """
 
 import json
+import math
 import re
 from collections import Counter, defaultdict
 from concurrent.futures import ThreadPoolExecutor
@@ -130,6 +131,17 @@ def read_stream(tok, step, tokenizer):
     tok = [int(token) for token in tok]
     starts = [(int(step[first]), tokenizer.decode(tok[first:last])) for first, last in spans(tok)]
     return [Caption(start, start + 1, text) for start, text in starts]
+
+
+def shortest_repeat(episodes):
+    """The fewest steps after which the same text starts again in lists of captions; or infinite."""
+    shortest = math.inf
+    for captions in episodes:
+        latest = {}
+        for caption in sorted(captions):
+            repeat = caption.start - latest.get(caption.text, -math.inf)
+            shortest, latest[caption.text] = min(shortest, repeat), caption.start
+    return shortest
 
 
 def match(true, written, tolerance=3):

@@ -32,7 +32,7 @@ from safetensors import safe_open
 from torch.utils.checkpoint import checkpoint as recompute
 from tqdm import tqdm
 
-from data import END, SILENCE, Tokenizer, Windows, score
+from data import END, SILENCE, Tokenizer, Windows, score, shortest_repeat
 from encoder import Encoder, Features, Reader, choose_reader, written_captions
 from model import Config, GPTNeoX, find_checkpoint, linear_cross_entropy
 from runtime import checkpoint, distributed, files
@@ -278,13 +278,18 @@ def open_data():
 
 def tell_data(train, val, annotated):
     """Says how much is annotated, and what of val no annotation can teach."""
-    captions = [caption for i in annotated for caption in train[i].known_captions]
-    texts = {caption.text for caption in captions}
-    which = f"{len(annotated)} of {len(train)} training episodes annotated"
-    print0(f"{which}: {len(captions)} captions")
+    said = [train[i].known_captions for i in annotated]
+    texts = {caption.text for captions in said for caption in captions}
+    print0(f"{len(annotated)} of {len(train)} training episodes annotated")
+    if not annotated:
+        return
+    count, longest = sum(map(len, said)), max(len(text.split()) for text in texts)
+    print0(f"they have {count} captions of {len(texts)} texts, of at most {longest} words")
+    if shortest_repeat(said) < math.inf:
+        print0(f"the same text comes again after {shortest_repeat(said)} steps or more")
     new = [caption for e in val for caption in e.captions if caption.text not in texts]
-    if new and annotated:
-        print0(f"{len(new)} captions of val have a text that none of them has, as {new[0].text!r}")
+    if new:
+        print0(f"{len(new)} captions of val have another text, as {new[0].text!r}")
 
 
 def build(episodes, annotated, folder=None):
@@ -436,7 +441,8 @@ def main():
     state = dict(step=0, best_f1=-1.0, best_step=0, identity=identity)
     if folder:
         state = checkpoint.load(folder, models, optimizer, config)
-    log = checkpoint.open_log(out_dir, state["step"], config, wandb)
+    first = dict(annotated=[train[i].id for i in annotated])
+    log = checkpoint.open_log(out_dir, state["step"], config, wandb, first)
     ddp = distributed.wrap(model)
     example = windows.batch(0, range(1))[0].to(own_device)
     distributed.warm_up(lambda: ddp(example, Losses(*torch.ones(3, device=own_device)))[0])

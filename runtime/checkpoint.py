@@ -189,14 +189,16 @@ def prune(out_dir, best_step):
     flush(out_dir)
 
 
-def open_log(out_dir, step, config, wandb):
+def open_log(out_dir, step, config, wandb, first):
     """What takes a row {name: value} of the log: to out_dir/log.jsonl, where rows beyond `step` are
-    removed first, to the terminal, and to Weights & Biases if `wandb` names a project."""
+    removed first, to the terminal, and to Weights & Biases if `wandb` names a project. The first
+    row, of step 0, has what `first` says."""
     if RANK > 0:
         return print0  # which is silent here
     path = Path(out_dir) / "log.jsonl"
     lines = path.read_text(errors="replace").splitlines() if path.is_file() else []
-    kept = [line for line in lines if logged_step(line) <= step]
+    kept = [line for line in lines if 0 < logged_step(line) <= step]
+    kept.insert(0, json.dumps(dict(step=0) | first))
     replace(path, lambda beside: beside.write_text("".join(line + "\n" for line in kept)))
     file = open(path, "a", buffering=1)
     if wandb:

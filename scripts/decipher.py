@@ -25,12 +25,12 @@ they have.
 
 from configurator import check_range, configure, run
 import itertools
-import math
 import sys
 from collections import Counter
 
 import numpy as np
 
+from data import shortest_repeat
 from runtime.dataset import Caption, Episode, Episodes, choose_annotated, write_shard
 from runtime.files import alone, check_empty
 from runtime.shards import read_meta, write_meta
@@ -178,17 +178,6 @@ def best_event(cost, seen):
 
 # -----------------------------------------------------------------------------
 # captions and observations as marks
-
-
-def shortest_repeat(episodes):
-    """The fewest steps after which the same text starts again in lists of captions; or infinite."""
-    shortest = math.inf
-    for captions in episodes:
-        latest = {}
-        for caption in sorted(captions):
-            repeat = caption.start - latest.get(caption.text, -math.inf)
-            shortest, latest[caption.text] = min(shortest, repeat), caption.start
-    return shortest
 
 
 def changes(episode):

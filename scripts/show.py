@@ -102,11 +102,16 @@ def describe(split, episodes, counts):
     print("  most frequent:", ", ".join(f"{text} {count}" for text, count in texts.most_common(8)))
 
 
+def drop_of(mask):
+    """The setting of scripts.pack that leaves features out, mask (D,) bool."""
+    return "scripts.pack --drop=" + ",".join(map(str, mask.nonzero()[:, 0].tolist()))
+
+
 def observation_warnings(mean, std, least, most):
     constant, faint = most == least, (most > least) & (std < 1e-2)
     wild = (torch.maximum(most - mean, mean - least) > 100 * std) & (std >= 1e-2)
     for mask, problem in (
-        (constant, "never change, so they say nothing: leave them out"),
+        (constant, f"never change, so they say nothing: {drop_of(constant)} leaves them out"),
         (
             faint,
             "have a standard deviation below 0.01, which training does not scale up to 1, so "

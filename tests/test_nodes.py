@@ -10,12 +10,15 @@ import socket
 import time
 
 import interrupted
+import pytest
 from conftest import toy
 from test_processes import SMALL, together
 from test_runs import assert_same
 
 from bench.faults import fork, wait
 from runtime import checkpoint
+
+pytestmark = pytest.mark.skipif("SLOW" not in os.environ, reason="takes minutes; SLOW=1 runs it")
 
 
 def node(command):

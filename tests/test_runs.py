@@ -191,7 +191,7 @@ def test_what_does_not_belong_to_a_run_neither_hurts_nor_is_touched(finished, da
     run(data, out, "--resume=True", "--max_iters=14", "--eval_interval=1")
     assert not (out / ".step-000099").exists()
     assert (out / "step-000004-mine").exists() and (out / "step-notes.txt").exists()
-    assert [line["step"] for line in logged(out)] == [4, 8, 12, 13, 14]
+    assert [line["step"] for line in logged(out)] == [0, 4, 8, 12, 13, 14]
 
 
 @pytest.mark.parametrize("limit", [3_000, 30_000])

@@ -160,5 +160,5 @@ def test_follow_writes_a_caption_as_soon_as_it_is_complete(a_run, toy):
 
 def test_an_empty_stdin_is_one_line_at_the_prompt(a_run, monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO()))
-    told = "stdin was empty; a step is 6 numbers of float32\n"
+    told = "stdin was empty: a step is 6 numbers of float32\n"
     assert program("scripts/stream.py", f"--out_dir={a_run.parent}") == (2, "", told)

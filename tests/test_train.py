@@ -39,8 +39,9 @@ def test_a_run_keeps_its_settings_its_log_and_its_last_checkpoints(trained):
     assert names == {"step-000075", "step-000150"}
     assert json.loads((trained / "out/step-000150/config.json").read_text())["K"] == 4
     log = [json.loads(line) for line in open(trained / "out/log.jsonl")]
-    assert [line["step"] for line in log] == [75, 150]
-    assert log[-1]["f1"] > 0.8 and log[-1]["loss_pseudo"] < log[0]["loss_pseudo"]
+    assert [line["step"] for line in log] == [0, 75, 150]
+    assert log[-1]["f1"] > 0.8 and log[-1]["loss_pseudo"] < log[1]["loss_pseudo"]
+    assert len(log[0]["annotated"]) == 8 and log[0]["annotated"][0].startswith("train-")
 
 
 @pytest.mark.parametrize(
