@@ -38,6 +38,7 @@ from model import Config, GPTNeoX, find_checkpoint, linear_cross_entropy
 from runtime import checkpoint, distributed, files
 from runtime.dataset import Episodes, choose_annotated, read_text
 from runtime.distributed import all_reduce, print0
+from runtime.log import open_log
 
 # -----------------------------------------------------------------------------
 # settings: Crafter on a CPU; config/*.py and --name=value override them
@@ -442,7 +443,7 @@ def main():
     if folder:
         state = checkpoint.load(folder, models, optimizer, config)
     first = dict(annotated=[train[i].id for i in annotated])
-    log = checkpoint.open_log(out_dir, state["step"], config, wandb, first)
+    log = open_log(out_dir, state["step"], config, wandb, first)
     ddp = distributed.wrap(model)
     example = windows.batch(0, range(1))[0].to(own_device)
     distributed.warm_up(lambda: ddp(example, Losses(*torch.ones(3, device=own_device)))[0])
@@ -487,8 +488,7 @@ def main():
             print0(f"step {step + 1}: about {pace * (max_iters - step - 1) / 60:.0f} minutes left")
         if due and taking_part:
             with distributed.gathered(model.encoder):
-                scores = evaluate(model.encoder, val, tokenizer)
-            line = dict(step=step + 1, **scores, norm=norm)
+                line = dict(step=step + 1, **evaluate(model.encoder, val, tokenizer), norm=norm)
             line |= {f"loss_{name}": x for name, x in zip(Losses._fields, losses, strict=True)}
             log(line)
             if line["f1"] >= state["best_f1"]:
@@ -500,17 +500,17 @@ def main():
     distributed.leave()
     if bad:
         raise ValueError(f"step {state['step'] - 1} was not finite, so the run's end is not saved")
-    tell_the_end(state)
-    if "SIGINT" in caught:
-        raise KeyboardInterrupt  # exit code 130: what follows && shall not go on
+    tell_the_end(state, caught)
 
 
-def tell_the_end(state):
+def tell_the_end(state, caught):
     rest = "; --resume goes on" if state["step"] < max_iters else ""
     print0(f"stopped after step {state['step']} of {max_iters}{rest}")
     print0(f"  best on val: step {state['best_step']}, F1 {max(state['best_f1'], 0):.3f}")
     print0(f"  python sample.py {out_dir}                  the captions of an episode")
     print0(f"  python -m bench.report {out_dir}            F1 on the test episodes, and controls")
+    if "SIGINT" in caught:
+        raise KeyboardInterrupt  # exit code 130: what follows && shall not go on
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """
 Checkpoints: one folder per save, out/<run>/step-000800, complete on disk before it has its name.
 
-    encoder/  predictor/              weights, as each part's save_pretrained writes them
+    encoder/  predictor/  reader/     weights, as each part's save_pretrained writes them
     tokenizer.json  config.json       the words, and the settings
     state.pt                          optimizer and all else that resuming needs
     checksums.json                    size and CRC-32 of every file: a changed byte is an error
@@ -9,7 +9,6 @@ Checkpoints: one folder per save, out/<run>/step-000800, complete on disk before
 A run keeps its two newest and the best on validation, whose name is in out/<run>/best.
 """
 
-import json
 import math
 import os
 import re
@@ -22,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from runtime.distributed import RANK, WORLD, broadcast, full_tensor, gathered, local_part, print0
-from runtime.files import checksum, flush, lock, parse_json, read_json, replace, write_json
+from runtime.files import checksum, flush, lock, read_json, replace, write_json
 
 KEEP = 2
 
@@ -187,51 +186,6 @@ def prune(out_dir, best_step):
             os.rename(old, hidden)
             shutil.rmtree(hidden)
     flush(out_dir)
-
-
-def open_log(out_dir, step, config, wandb, first):
-    """What takes a row {name: value} of the log: to out_dir/log.jsonl, where rows beyond `step` are
-    removed first, to the terminal, and to Weights & Biases if `wandb` names a project. The first
-    row, of step 0, has what `first` says."""
-    if RANK > 0:
-        return print0  # which is silent here
-    path = Path(out_dir) / "log.jsonl"
-    lines = path.read_text(errors="replace").splitlines() if path.is_file() else []
-    kept = [line for line in lines if 0 < logged_step(line) <= step]
-    kept.insert(0, json.dumps(dict(step=0) | first))
-    replace(path, lambda beside: beside.write_text("".join(line + "\n" for line in kept)))
-    file = open(path, "a", buffering=1)
-    if wandb:
-        wandb_run = start_wandb(wandb, out_dir, config)
-
-    def log(row):
-        try:
-            file.write(json.dumps(row) + "\n")
-        except OSError as error:
-            refused = f"{path} cannot be written: {error.strerror}"
-            raise ValueError(f"{refused}: make room, then go on with --resume") from None
-        numbers = (f"{x:.3f}" if isinstance(x, float) else x for x in row.values())
-        print0("  ".join(f"{name} {x}" for name, x in zip(row, numbers, strict=True)))
-        if wandb:
-            wandb_run.log(row, step=row["step"])
-
-    return log
-
-
-def start_wandb(project, out_dir, config):
-    try:
-        import wandb
-    except ImportError as error:
-        raise ValueError(f"{error}; pip install -r requirements-extra.txt") from None
-    return wandb.init(project=project, dir=out_dir, config=config)
-
-
-def logged_step(line):
-    """The step of a line of the log; infinite where a kill left half a line."""
-    try:
-        return float(parse_json(line.encode())["step"])
-    except (ValueError, KeyError, TypeError, OverflowError):
-        return float("inf")
 
 
 # -----------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from pathlib import Path
 from runtime import checkpoint
 from runtime.dataset import Episodes
 from runtime.files import read_json, replace
+from runtime.log import logged_step
 from runtime.shards import read_meta
 
 SCORES = "f1", "f1_exact", "word_f1", "precision", "recall"
@@ -55,7 +56,7 @@ def scores_of(out_dir, folder):
     log, results = Path(out_dir, "log.jsonl"), Path(out_dir, "results.json")
     lines = log.read_text(errors="replace").splitlines() if log.is_file() else []
     step, by_text = int(folder.name[5:]), ""
-    rows = [("validation", json.loads(x)) for x in lines if checkpoint.logged_step(x) == step]
+    rows = [("validation", json.loads(x)) for x in lines if logged_step(x) == step]
     if results.is_file() and results.stat().st_mtime > (folder / "checksums.json").stat().st_mtime:
         arms = read_json(results)["captions"]
         rows += [(f"test, {arm}", scores) for arm, scores in arms.items()]
