@@ -20,7 +20,7 @@ import torch
 
 import train
 from bench.faults import fork, wait
-from runtime import checkpoint, distributed
+from runtime import checkpoint, distributed, log
 
 
 def main(what, at, arguments):
@@ -51,7 +51,7 @@ def main(what, at, arguments):
 
 def read_rank():
     """Takes RANK and WORLD_SIZE from the environment again: a fork has what was imported before."""
-    for module in (distributed, checkpoint):
+    for module in (distributed, checkpoint, log):
         importlib.reload(module)
 
 

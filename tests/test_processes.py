@@ -43,7 +43,8 @@ def largest_difference(one, two, but="nothing"):
 
 def losses(out):
     names = "loss_ground", "loss_predict", "loss_pseudo", "norm"
-    return [json.loads(line)[name] for line in open(out / "log.jsonl") for name in names]
+    _, *rows = [json.loads(line) for line in open(out / "log.jsonl")]
+    return [row[name] for row in rows for name in names]
 
 
 @pytest.fixture(scope="module")
