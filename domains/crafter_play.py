@@ -23,7 +23,7 @@ from tqdm import tqdm
 from domains.crafter_details import DETAILS, situation, tell
 from domains.crafter_player import MOVES, Player, World, constants, objects
 from runtime.dataset import Caption, Episode, write_shard, write_text
-from runtime.files import alone, read_json, write_json
+from runtime.files import alone, check_empty, read_json, write_json
 from runtime.program import workers
 from runtime.shards import shard_path, write_meta
 
@@ -222,6 +222,8 @@ def missing(out, split, seed, count):
 
 def write_plan(folder, settings):
     plan = folder / "plan.json"
+    if not plan.exists():
+        check_empty(folder)  # or another's data set would be taken for a part of this one
     if plan.exists() and (before := read_json(plan)) != settings:
         choice = "remove it, or choose another --out"
         raise ValueError(f"{folder} was made with {before}, not {settings}: {choice}")

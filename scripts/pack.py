@@ -340,6 +340,8 @@ def make():
     count = sum(bool(caption.text) for of in texts.values() for caption in of)
     size = f"{len(recordings)} episodes, {steps:,} steps of {len(kept)} {dtype}"
     of_texts = f"{len(texts)} episodes annotated with {count} captions"
+    others = sum(map(len, said))
+    of_texts += f", the text of {others} others" if others else ""
     print(f"{out}: {size}, {of_texts}; look at it: python -m scripts.show {out}")
 
 

@@ -70,6 +70,13 @@ def test_a_folder_made_with_other_settings_is_refused(made):
         crafter_play.make(made, processes=1, **SMALL | dict(steps=50))
 
 
+def test_what_is_no_data_set_of_its_own_is_left_alone(tmp_path):
+    (tmp_path / "meta.json").write_text("mine")
+    with pytest.raises(ValueError, match="something is there; remove it, or choose another --out"):
+        make(tmp_path)
+    assert (tmp_path / "meta.json").read_text() == "mine"
+
+
 def test_the_same_event_again_within_eight_steps_is_merged_into_the_first():
     events = [
         (3, "collect_wood"),
