@@ -12,7 +12,7 @@ where there are more than 40. The controls give the encoder another episode's ob
 on val (bench/probe.py).
 """
 
-from configurator import run
+from configurator import docstring, run
 import sys
 from pathlib import Path
 
@@ -136,6 +136,8 @@ def show_many(reports):
 
 
 def main():
+    if {"-h", "--help"} & {*sys.argv[1:]}:
+        return print(docstring(__file__))
     if not sys.argv[1:] or sys.argv[1].startswith("-"):
         raise ValueError("python -m bench.report out/crafter [out/another ..]")
     reports = []
