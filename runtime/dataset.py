@@ -70,6 +70,11 @@ def write_shard(folder, split, index, episodes):
     shards.write(path, [torch.as_tensor(e.obs) for e in episodes], records, pictures)
 
 
+def is_empty(text):
+    """Whether nothing of a text can be seen: spaces, or characters of no width."""
+    return not any(character.isprintable() and character != " " for character in text)
+
+
 def is_span(span, steps):
     if not isinstance(span, (list, tuple)) or [type(x) for x in span] != [int, int]:
         return False
@@ -83,7 +88,7 @@ def caption_fault(caption, steps):
     start, end, text = caption["start"], caption["end"], caption["text"]
     if not is_span((start, end), steps):
         return f"{start!r:.40} .. {end!r:.40} is no span in 0 .. {steps}"
-    if not isinstance(text, str) or not text.strip():
+    if not isinstance(text, str) or is_empty(text):
         return f"{text!r:.80} is no text"
     if re.search(NO_LINE, text) or len(text) > LONGEST:
         return f"not one line of at most {LONGEST:,} characters"

@@ -9,7 +9,7 @@ import math
 import sys
 from pathlib import Path
 
-from runtime.dataset import Caption, record_faults
+from runtime.dataset import Caption, is_empty, record_faults
 from runtime.files import parse_json, regular_file
 from runtime.patterns import composed
 from scripts.annotations import (
@@ -35,7 +35,9 @@ def of_table(path, steps):
     missing = [name for name in ("start", "text") if name not in columns]
     if missing:
         names = ", ".join(missing)
-        raise ValueError(f"the columns are episode,start,end,text; missing: {names}")
+        raise ValueError(
+            f"the columns are episode,start,end,text in small letters; missing: {names}"
+        )
     named = {} if "episode" in columns else dict(episode=choose_episode([path], steps))
     for place, row in rows:
         yield place, named | row
@@ -76,6 +78,8 @@ def read_caption(row, steps, fps):
     if not isinstance(text, (str, type(None))):
         raise ValueError(f"text {text!r:.80}: not a string")
     text = composed(" ".join((text or "").split()))
+    if text and is_empty(text):
+        raise ValueError(f"text {ascii(text)}: nothing of it can be seen")
     unit = row.get("unit") or ""
     if unit not in ("", "seconds", "steps"):
         raise ValueError(f"unit {unit!r:.80}: it is 'seconds' or 'steps'")

@@ -365,6 +365,7 @@ def test_fewer_files_leave_no_old_shards(folder, packed, monkeypatch):
         ("ep1,1" + "0" * 400 + ",,walk", "0, end ; episode ep1 has steps 0 .. 29"),
         ("ep1,3,4," + "x" * 140_000, "line 8: caption 0: not one line of at most 1,000"),
         ("ep1,3,4, ", "line 8: no text"),
+        ("ep1,3,4,\u200b", "nothing of it can be seen"),
         ("ep1,nan,4,walk", "start nan"),
         ("ep1,-1,4,walk", "start -1"),
         ("ep1,4.8,,walk", "line 8: start 4.8, end : a step is a whole number"),
@@ -381,7 +382,11 @@ def test_a_wrong_caption_is_one_line_that_names_it(folder, packed, line, message
     "content, settings, message",
     [
         (b"episode,start,text\n", {}, "no captions in it"),
-        (b"episode|start|text\nep1|1|a\n", {}, "the columns are episode,start,end,text; missing"),
+        (
+            b"episode|start|text\nep1|1|a\n",
+            {},
+            "the columns are episode,start,end,text in small letters; missing",
+        ),
         (b"episode,start,text\nep1,1,caf\xe9 \xc3\xa9\n", {}, "line 2: not UTF-8"),
         (b"episode,start,text\nep1,1,a\n", dict(annotated="captions"), "no line has an end"),
         (b"episode,start,start,text\nep1,1,2,a\n", {}, "two columns are called start"),
