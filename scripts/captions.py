@@ -34,10 +34,8 @@ def of_table(path, steps):
         return
     missing = [name for name in ("start", "text") if name not in columns]
     if missing:
-        names = ", ".join(missing)
-        raise ValueError(
-            f"the columns are episode,start,end,text in small letters; missing: {names}"
-        )
+        names = ", ".join(missing) + " (in small letters)"
+        raise ValueError(f"the columns are episode,start,end,text; missing: {names}")
     named = {} if "episode" in columns else dict(episode=choose_episode([path], steps))
     for place, row in rows:
         yield place, named | row

@@ -385,7 +385,7 @@ def test_a_wrong_caption_is_one_line_that_names_it(folder, packed, line, message
         (
             b"episode|start|text\nep1|1|a\n",
             {},
-            "the columns are episode,start,end,text in small letters; missing",
+            "the columns are episode,start,end,text; missing",
         ),
         (b"episode,start,text\nep1,1,caf\xe9 \xc3\xa9\n", {}, "line 2: not UTF-8"),
         (b"episode,start,text\nep1,1,a\n", dict(annotated="captions"), "no line has an end"),
