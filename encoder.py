@@ -181,8 +181,9 @@ class Prior:
                 if left_out is not None:
                     counts = counts - (tokens == self.place[left_out]).long()
                 n = counts.sum()
-                p *= 1 - n / (n + 0.5 * (counts > 0).sum()).clamp(min=0.5)
-                p[tokens] += counts / (n + 0.5 * (counts > 0).sum()).clamp(min=0.5)
+                smoothed = (n + 0.5 * (counts > 0).sum()).clamp(min=0.5)
+                p *= 1 - n / smoothed
+                p[tokens] += counts / smoothed
         return p.log()
 
 
@@ -447,6 +448,13 @@ MOMENTS = (1, 0.1), (0, 0.1), (1, 0.03), (1, 0.2), (3, 0.1), (3, 0.2), (3, 0.3) 
 FOLDS = 4
 
 
+def at_all_moments(reader, episode):
+    """{moment: what the reader says of an episode's annotated steps}."""
+    logits, known, spelled = reader.logits(episode.obs), episode.known, {}
+    written = {moment: reader.write(*logits, moment, spelled) for moment in MOMENTS}
+    return {moment: [c for c in of if known[c.start]] for moment, of in written.items()}
+
+
 def choose_reader(episodes, annotated, tokenizer, text, past=8):
     """A reader of the annotated episodes. Evidence, kinds and moments are those with which a reader
     of a part says best what is in the rest, by caption F1, which `f1` keeps; of those that are as
@@ -474,14 +482,12 @@ def choose_reader(episodes, annotated, tokenizer, text, past=8):
         true, written = [], defaultdict(list)
         for fold in folds:
             others = [i for i in annotated if i not in fold]
-            one = reader(*choice).fit(episodes, others, text)
+            fitted = reader(*choice).fit(episodes, others, text)
             fits.update()
             for i in fold or annotated:
                 true.append(episodes[i].known_captions)
-                logits, known, spelled = one.logits(episodes[i].obs), episodes[i].known, {}
-                for moment in MOMENTS:
-                    captions = one.write(*logits, moment, spelled)
-                    written[moment].append([c for c in captions if known[c.start]])
+                for moment, captions in at_all_moments(fitted, episodes[i]).items():
+                    written[moment].append(captions)
         for moment in MOMENTS:
             tried[(*choice, moment)] = score(true, written[moment])["f1"]
 

@@ -286,8 +286,9 @@ def tell_data(train, val, annotated):
         return
     count, longest = sum(map(len, said)), max(len(text.split()) for text in texts)
     print0(f"they have {count} captions of {len(texts)} texts, of at most {longest} words")
-    if shortest_repeat(said) < math.inf:
-        print0(f"the same text comes again after {shortest_repeat(said)} steps or more")
+    soonest = shortest_repeat(said)
+    if soonest < math.inf:
+        print0(f"the same text comes again after {soonest} steps or more")
     new = [caption for e in val for caption in e.captions if caption.text not in texts]
     if new:
         print0(f"{len(new)} captions of val have another text, as {new[0].text!r}")
@@ -315,9 +316,9 @@ def build(episodes, annotated, folder=None):
         reader = reader_of(episodes, annotated, tokenizer, text, folder)
         print0(f"a reader of a part of the annotated episodes: F1 {reader.f1:.2f} on the rest")
         print0(str(reader))
-    features = Features(episodes.meta["obs_dim"], past=T // 2).measure(episodes)
-    if reader:
         features = reader.features
+    else:
+        features = Features(episodes.meta["obs_dim"], past=T // 2).measure(episodes)
     encoder = Encoder(encoder_lm, features, T, pretrained=init_from != "scratch")
     if reader:
         encoder.projector.start_from(reader)
