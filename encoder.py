@@ -147,12 +147,13 @@ class Projector(nn.Module):
 # the reader: what text makes likely x what the observations tell
 
 KINDS = 200  # at most
+ORDER = 5  # tokens before one, that tell of it
 ROWS = 6000  # annotated steps with a caption, and as many without, that are learned from
 UNKNOWN = -8.0  # evidence for words that no annotated caption has
 
 
 class Prior:
-    """log P(next token | the last two) from texts, smoothed by what came after the last one, and
+    """log P(next token | the last ORDER) from texts, smoothed by what came after fewer of them, and
     anywhere (Witten & Bell 1991)."""
 
     def __init__(self, texts):
@@ -169,8 +170,8 @@ class Prior:
             for context, n in after.items()
         }
 
-    def contexts(self, ids, order=2):
-        return [tuple(ids[len(ids) - n :]) for n in range(min(order, len(ids)) + 1)]
+    def contexts(self, ids):
+        return [tuple(ids[len(ids) - n :]) for n in range(min(ORDER, len(ids)) + 1)]
 
     def __call__(self, ids, left_out=None):
         """Over `words`; left_out: the next token, counted once less, for its own text shows it."""
@@ -448,6 +449,14 @@ MOMENTS = (1, 0.1), (0, 0.1), (1, 0.03), (1, 0.2), (3, 0.1), (3, 0.2), (3, 0.3) 
 FOLDS = 4
 
 
+def shared_by_few(own, text):
+    """One of SHARED, where too few annotated episodes say `own`, a set of answers, to try them:
+    a closed list, or first words where their words in new order are an eighth of the text."""
+    words = {token for ids in own for token in ids}
+    new = [ids for ids in text if ids not in own and words.issuperset(ids)]
+    return SHARED[-1] if 8 * len(new) > len(text) else SHARED[0]
+
+
 def at_all_moments(reader, episode):
     """{moment: what the reader says of an episode's annotated steps}."""
     logits, known, spelled = reader.logits(episode.obs), episode.known, {}
@@ -496,10 +505,12 @@ def choose_reader(episodes, annotated, tokenizer, text, past=8):
         good = max(tried.values()) - 0.25 / math.sqrt(n)  # half a standard error
         return next(choice for choice, f1 in tried.items() if f1 >= good)
 
-    attempt(EVIDENCE[0], SHARED[0])
-    *choice, moment = EVIDENCE[0], SHARED[0], MOMENTS[0]
-    if len(annotated) >= FOLDS:  # fewer tell nothing
-        for shared in SHARED[1:]:
+    if len(annotated) < FOLDS:  # a part of so few tells nothing
+        said = [answers(episodes[i].known_captions, tokenizer).values() for i in annotated]
+        *choice, moment = EVIDENCE[0], shared_by_few(set().union(*said), text), MOMENTS[1]
+        attempt(*choice)
+    else:
+        for shared in SHARED:
             attempt(EVIDENCE[0], shared)
         for evidence in EVIDENCE[1:]:
             attempt(evidence, best()[1])

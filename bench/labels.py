@@ -23,7 +23,7 @@ import numpy as np
 
 from bench.arms import captions_of
 from bench.intervals import interval
-from bench.probe import regression
+from bench.regression import regression
 from data import Tokenizer, match, score
 from encoder import choose_reader, load
 from runtime.dataset import Episodes, choose_annotated, read_text
@@ -51,6 +51,7 @@ ARMS = {
     "reader": None,  # no run: fitted in seconds
     "reader with text": None,
     "logistic regression": None,
+    "logistic regression by word": None,
 }
 DRAWN = {  # arm: label, colour (Okabe and Ito 2008), marker
     "ours": ("encoder", "#0072b2", "o"),
@@ -120,8 +121,8 @@ def trained(train):
 def fitted(train, some):
     """What a reader, or a logistic regression, of the annotated episodes reads there."""
     episodes = fresh_episodes()
-    if arm == "logistic regression":
-        return regression(train, some, Episodes(data, "val"), episodes)
+    if arm.startswith("logistic regression"):
+        return regression(train, some, Episodes(data, "val"), episodes, arm.endswith("by word"))
     text = read_text(data) if arm == "reader with text" else []
     captions = [*(train[i].known_captions for i in some), *text]
     tokenizer = Tokenizer.from_captions({c.text for of in captions for c in of})

@@ -20,6 +20,7 @@ from encoder import (
     dense_weights,
     kinds_of,
     moments,
+    shared_by_few,
     shortest_pauses,
     sparse_weights,
 )
@@ -212,6 +213,15 @@ def test_kinds_are_beginnings_that_so_many_share(monkeypatch):
     assert len(set(kinds_of(texts, 1).values())) == 2
 
 
+def test_few_episodes_are_taken_by_first_words_where_their_words_make_more_of_the_text():
+    own = {(7, 8, 0), (7, 9, 1)}
+    as_said, by_their_words, by_others = (7, 8, 0), (7, 8, 1), (7, 5, 0)
+    assert shared_by_few(own, [as_said] * 9 + [by_others] * 9) == 1
+    assert shared_by_few(own, [as_said] * 6 + [by_their_words]) > 1
+    assert shared_by_few(own, [as_said] * 7 + [by_their_words]) == 1
+    assert shared_by_few(own, []) == 1
+
+
 def test_an_answer_is_all_that_is_said_at_a_step():
     tokenizer = Tokenizer.from_captions(TEXTS)
     red, blue = ((*tokenizer.encode(f"see {x}"), END) for x in ("red", "blue"))
@@ -219,7 +229,8 @@ def test_an_answer_is_all_that_is_said_at_a_step():
     assert answers(captions, tokenizer) == {4: (*red, *blue, SILENCE), 2: (*blue, SILENCE)}
 
 
-def test_the_prior_is_the_smoothed_trigram():
+def test_the_prior_is_the_smoothed_n_gram(monkeypatch):
+    monkeypatch.setattr(encoder, "ORDER", 2)
     texts = [(5, 6, 7), (5, 6, 8), (9, 6, 8), (5, 6, 8)]
     prior = Prior(texts)
     assert prior.words == [5, 6, 7, 8, 9]
