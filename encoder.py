@@ -464,63 +464,74 @@ def at_all_moments(reader, episode):
     return {moment: [c for c in of if known[c.start]] for moment, of in written.items()}
 
 
+class Trials:
+    """Readers of a part of the annotated episodes, and how well each says what is in the rest."""
+
+    def __init__(self, episodes, annotated, tokenizer, text, past):
+        self.episodes, self.annotated, self.text = episodes, annotated, text
+        self.tokenizer, self.past = tokenizer, past
+        self.features = {}  # {whether they are dense: Features}
+        self.f1 = {}  # {(evidence, shared, moment): caption F1}
+        n = min(len(annotated), FOLDS)
+        folds = [annotated[k::n] for k in range(n)] if n > 1 else [[]]
+        self.folds = folds if len(annotated) <= 16 else [annotated[1::2]]
+        self.bar = tqdm(desc="trying readers", unit=" fits", leave=False, disable=None)
+
+    def fitted(self, evidence, shared, annotated):
+        (dense, dense_evidence), D = evidence, self.episodes.meta["obs_dim"]
+        if dense not in self.features:
+            self.features[dense] = Features(D, dense, self.past).measure(self.episodes)
+        reader = Reader(self.features[dense], self.tokenizer, dense_evidence, shared)
+        self.bar.update()
+        return reader.fit(self.episodes, annotated, self.text)
+
+    def add(self, evidence, shared):
+        """F1 at all moments."""
+        if (evidence, shared, MOMENTS[0]) in self.f1:
+            return
+        true, written = [], defaultdict(list)
+        for fold in self.folds:
+            others = [i for i in self.annotated if i not in fold]
+            reader = self.fitted(evidence, shared, others)
+            for i in fold or self.annotated:
+                true.append(self.episodes[i].known_captions)
+                for moment, captions in at_all_moments(reader, self.episodes[i]).items():
+                    written[moment].append(captions)
+        for moment in MOMENTS:
+            self.f1[evidence, shared, moment] = score(true, written[moment])["f1"]
+
+    def best(self):
+        """The first of those that are as good but for chance."""
+        n = sum(len(self.episodes[i].known_captions) for i in self.annotated)
+        good = max(self.f1.values()) - 0.25 / math.sqrt(n)  # half a standard error
+        return next(choice for choice, f1 in self.f1.items() if f1 >= good)
+
+
 def choose_reader(episodes, annotated, tokenizer, text, past=8):
     """A reader of the annotated episodes. Evidence, kinds and moments are those with which a reader
-    of a part says best what is in the rest, by caption F1, which `f1` keeps; of those that are as
-    good but for chance, the first.
+    of a part says best what is in the rest, by caption F1, which `f1` keeps.
 
     text: captions of episodes without observations, a list of lists of Captions. past: steps that
     dense features look back, half a window, or the encoder does not see them.
     """
     text = [ids for captions in text for ids in answers(captions, tokenizer).values()]
-    n = min(len(annotated), FOLDS)
-    folds = [annotated[k::n] for k in range(n)] if n > 1 else [[]]
-    folds = folds if len(annotated) <= 16 else [annotated[1::2]]
-    D, measured, tried = episodes.meta["obs_dim"], {}, {}
-    fits = tqdm(desc="trying readers", unit=" fits", leave=False, disable=None)
-
-    def reader(evidence, shared):
-        dense_features, dense_evidence = evidence
-        if dense_features not in measured:
-            measured[dense_features] = Features(D, dense_features, past).measure(episodes)
-        return Reader(measured[dense_features], tokenizer, dense_evidence, shared)
-
-    def attempt(*choice):
-        if (*choice, MOMENTS[0]) in tried:
-            return
-        true, written = [], defaultdict(list)
-        for fold in folds:
-            others = [i for i in annotated if i not in fold]
-            fitted = reader(*choice).fit(episodes, others, text)
-            fits.update()
-            for i in fold or annotated:
-                true.append(episodes[i].known_captions)
-                for moment, captions in at_all_moments(fitted, episodes[i]).items():
-                    written[moment].append(captions)
-        for moment in MOMENTS:
-            tried[(*choice, moment)] = score(true, written[moment])["f1"]
-
-    def best():
-        n = sum(len(episodes[i].known_captions) for i in annotated)
-        good = max(tried.values()) - 0.25 / math.sqrt(n)  # half a standard error
-        return next(choice for choice, f1 in tried.items() if f1 >= good)
-
+    trials = Trials(episodes, annotated, tokenizer, text, past)
     if len(annotated) < FOLDS:  # a part of so few tells nothing
         said = [answers(episodes[i].known_captions, tokenizer).values() for i in annotated]
-        *choice, moment = EVIDENCE[0], shared_by_few(set().union(*said), text), MOMENTS[1]
-        attempt(*choice)
+        choice = EVIDENCE[0], shared_by_few(set().union(*said), text), MOMENTS[1]
+        trials.add(*choice[:2])
     else:
         for shared in SHARED:
-            attempt(EVIDENCE[0], shared)
+            trials.add(EVIDENCE[0], shared)
         for evidence in EVIDENCE[1:]:
-            attempt(evidence, best()[1])
+            trials.add(evidence, trials.best()[1])
         for shared in SHARED:
-            attempt(best()[0], shared)
-        *choice, moment = best()
-    fits.close()
-    chosen = reader(*choice).fit(episodes, annotated, text)
-    chosen.moment, chosen.f1, chosen.tried = moment, tried[(*choice, moment)], tried
-    return chosen
+            trials.add(trials.best()[0], shared)
+        choice = trials.best()
+    reader = trials.fitted(*choice[:2], annotated)
+    trials.bar.close()
+    reader.moment, reader.f1, reader.tried = choice[2], trials.f1[choice], trials.f1
+    return reader
 
 
 class Encoder(nn.Module):
