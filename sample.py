@@ -11,6 +11,7 @@ Times are seconds where the data set says how many steps a second has.
 """
 
 from configurator import check_range, configure, run
+import difflib
 from json import dumps
 from unicodedata import normalize
 
@@ -48,7 +49,8 @@ def number_of(source, split, name):
     if name in numbers:
         return numbers[name]
     where = {e.id: x for x in source.meta["splits"] for e in Episodes(source.folder, x)}
-    hint = f"it has 0 .. {len(names) - 1}, or a name, as {names[0]!r}"
+    [nearest] = difflib.get_close_matches(name, names, 1, 0.0)
+    hint = f"it has 0 .. {len(names) - 1}, or a name, as {nearest!r}"
     if name in where:
         hint = f"it is in --split={where[name]}"
     raise ValueError(f"--episode={name}: not in the split {split}; {hint}")

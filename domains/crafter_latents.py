@@ -25,7 +25,7 @@ from tqdm import tqdm
 from domains.crafter_play import PER_SHARD, observe
 from domains.crafter_player import Player, World, constants
 from runtime.dataset import Episode, Episodes, read_text, write_shard, write_text
-from runtime.files import alone, save_tensors
+from runtime.files import alone, check_empty, save_tensors
 from runtime.program import workers
 from runtime.shards import read_meta, shard_path, write_meta
 
@@ -169,6 +169,7 @@ def main():
     meta = read_meta(data)
     model = the_policy(meta["obs_dim"])
     with alone(out):
+        check_empty(out)
         for split in meta["splits"]:
             if shard_path(data, split, 0).exists():  # fresh worlds are a test split alone
                 write_split(Episodes(data, split), split, model)

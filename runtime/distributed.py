@@ -9,6 +9,7 @@ import itertools
 import os
 import re
 import signal
+import socket
 import sys
 import warnings
 from datetime import timedelta
@@ -49,6 +50,7 @@ def ranks(environment):
 
 (RANK, WORLD, LOCAL_RANK, LOCAL_WORLD, RESTARTS), LEFT_OVER = ranks(os.environ)
 RESTARTED = RESTARTS > 0
+ANSWER = 60  # seconds
 PATIENCE = timedelta(minutes=30 if "TORCHELASTIC_RUN_ID" in os.environ else 2)
 
 
@@ -79,8 +81,20 @@ def exits_with_peers():
         sys.exit(2)
 
 
+def find_agent():
+    """Raises ValueError where the store of torchrun is not there: it is before its processes."""
+    address = os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT")
+    try:
+        if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+            socket.create_connection(address, ANSWER).close()
+    except OSError as error:
+        alone = f"to run alone, unset TORCHELASTIC_RUN_ID {' '.join(NAMES)}"
+        raise ValueError(f"no torchrun at {address[0]}:{address[1]} ({error}); {alone}") from None
+
+
 def meet():
     """The store at which the processes meet. Raises ValueError where the others do not come."""
+    find_agent()
     try:
         return next(dist.rendezvous("env://", timeout=PATIENCE))[0]
     except dist.DistError as error:

@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from runtime.files import read_json, regular_file
-from runtime.program import expand
+from runtime.program import expand, one_line
 
 # the characters by which a byte-level vocabulary names bytes: printable ones stand for themselves
 PRINTABLE = [*range(33, 127), *range(161, 173), *range(174, 256)]
@@ -72,7 +72,8 @@ def read_weights(folder, dtype):
         try:
             stored = load_file(regular_file(path))
         except (OSError, SafetensorError) as error:
-            raise ValueError(f"{path}: truncated or garbled ({error}); fetch it again") from None
+            why = one_line(error)
+            raise ValueError(f"{path}: truncated or garbled ({why}); fetch it again") from None
         for name, x in stored.items():
             if re.search(BUFFERS, name) or name not in (names or stored):
                 continue

@@ -20,6 +20,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from runtime.files import parse_json, read_json, regular_file, replace, save_tensors, write_json
+from runtime.program import one_line
 
 FORMAT = 1
 SPLITS = "train", "val", "test"
@@ -100,9 +101,9 @@ def write(path, runs, records, pictures):
     """Writes a shard of runs [(n, D), ..], the .safetensors last: with it the shard is complete."""
     path.parent.mkdir(parents=True, exist_ok=True)
     pictures = {name: torch.as_tensor(x).contiguous() for name, x in pictures.items()}
+    shown = json.dumps({name: int(checksums(x[None])[0]) for name, x in pictures.items()})
     if pictures:
-        crc = {name: int(checksums(x[None])[0]) for name, x in pictures.items()}
-        save_tensors(pictures, pictures_path(path), {"crc": json.dumps(crc)})
+        save_tensors(pictures, pictures_path(path), {"crc": shown})
     lines = "".join(write_line(record) for record in records)
     replace(path.with_suffix(".jsonl"), lambda beside: beside.write_text(lines))
     rows = torch.cat(runs).contiguous()
@@ -110,6 +111,7 @@ def write(path, runs, records, pictures):
     crc = torch.from_numpy(checksums(rows).numpy().astype(np.uint32))
     index = dict(format=FORMAT, offsets=int(checksums(offsets[None])[0]))
     index |= dict(rows=zlib.crc32(crc.numpy()), lines=lines_sum(lines.encode().splitlines()))
+    index |= dict(pictures=zlib.crc32(shown.encode()))
     tensors = dict(obs=rows, offsets=offsets, crc=crc)
     save_tensors(tensors, path, {"index": json.dumps(index)})
 
@@ -148,7 +150,8 @@ def open_tensors(path, key):
             raise ValueError(f"its {key} is no object {{..}}")
         yield file, about
     except (OSError, ValueError, SafetensorError) as error:
-        raise ValueError(f"{path}: truncated or garbled ({error}); make it again") from None
+        why = one_line(error)
+        raise ValueError(f"{path}: truncated or garbled ({why}); make it again") from None
 
 
 class Shard:
@@ -174,6 +177,7 @@ class Shard:
         if len(shape) != 2 or width not in (None, shape[1]) or dtype not in (None, stored):
             raise ValueError(f"{path}: obs is {shape} {stored}, meta.json has [{width}] {dtype}")
         self.width, self.lines, self.stat = shape[1], index.get("lines"), os.stat(path)
+        self.shown = index.get("pictures")
         ends = self.offsets.tolist()
         rising = ends == sorted(ends) and [*ends[:1], *ends[-1:]] == [0, shape[0]]
         if not rising or index.get("offsets", crc) != crc:
@@ -217,6 +221,8 @@ class Shard:
         if not path.exists():
             return None
         with open_tensors(path, "crc") as (file, crcs):
+            if self.shown not in (None, zlib.crc32(json.dumps(crcs).encode())):
+                raise ValueError("pictures of another data set")
             if name not in file.keys():
                 return None
             frames = file.get_tensor(name)

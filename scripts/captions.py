@@ -7,6 +7,7 @@ import csv
 import difflib
 import math
 import sys
+from collections import Counter
 from pathlib import Path
 
 from runtime.dataset import Caption, is_empty, record_faults
@@ -147,6 +148,15 @@ def row_warnings(path, rows, steps, fps):
         yield f"{path}: {problem}; {steps_hint}; {rate_hint}"
 
 
+def double_warnings(path, texts):
+    """A line where a caption of {episode: captions} comes twice, at the same step."""
+    counts = {name: Counter(c for c in of if c.text) for name, of in texts.items()}
+    double = [(name, c) for name, count in counts.items() for c, n in count.items() if n > 1]
+    for name, caption in double[:1]:
+        where = f"{caption.text!r:.80} of {name} at step {caption.start}"
+        yield f"{path}: a caption comes twice, and is read once ({len(double)} in all): {where}"
+
+
 def read_captions(path, steps, fps, annotated, frame_rate):
     """{episode id: captions} of a file, and whether an encoder wrote them.
 
@@ -168,10 +178,10 @@ def read_captions(path, steps, fps, annotated, frame_rate):
         raise ValueError(f"{path}: no captions in it")
     if annotated == "captions" and all(row.get("end") in (None, "") for row, _ in rows.values()):
         raise ValueError(f"{path}: --annotated=captions wants captions to end; no line has an end")
-    for warning in row_warnings(path, rows, steps, fps):
+    for warning in [*row_warnings(path, rows, steps, fps), *double_warnings(path, texts)]:
         print(f"warning: {warning}", file=sys.stderr)
     written = any("sure" in row for row, _ in rows.values())
-    return {name: sorted(in_episode) for name, in_episode in texts.items()}, written
+    return {name: sorted(set(in_episode)) for name, in_episode in texts.items()}, written
 
 
 def read_all_captions(paths, steps, fps, annotated, frame_rate=0.0):
@@ -197,4 +207,4 @@ class AnyEpisode(dict):
 def read_text(path, fps, frame_rate=0.0):
     """A list of captions for each episode of the text."""
     captions, _ = read_captions(path, AnyEpisode(), fps, "all", frame_rate)
-    return [sorted(set(in_episode)) for in_episode in captions.values()]
+    return list(captions.values())

@@ -22,6 +22,7 @@ import contextlib
 import math
 import os
 import sys
+import types
 from itertools import islice, pairwise
 from pathlib import Path
 
@@ -152,8 +153,8 @@ def read(path, model, processor):
 
 def save(array, path):
     def fill(beside):
-        with open(beside, "wb") as file:  # np.save would put .npy behind a name
-            np.save(file, array)
+        with open(beside, "wb") as file:  # its write, for np.save does not say that a disk is full
+            np.save(types.SimpleNamespace(write=file.write), array)
 
     replace(path, fill)
 

@@ -20,6 +20,7 @@ from runtime.dataset import record_faults
 from runtime.files import regular_file
 from runtime.patterns import composed, matching
 from runtime.shards import DTYPES, finite
+from scripts.annotations import decoded
 from scripts.oddities import lost_changes, time_is_second
 
 FEW_LOST = 0.1  # of a feature's changes
@@ -153,12 +154,19 @@ def lost_in(recording, stored, kept):
         yield f"episode {recording.id}: {what}: subtract its mean first, and save it again"
 
 
+def feature_names(path):
+    try:
+        return decoded(path).splitlines()
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
 def read_features(recordings, D, drop):
     """The names of the D features in features.txt beside the recordings, [] where there is none,
     and the numbers of those that are not dropped. drop: names or numbers, with commas between."""
     paths = {Path(recording.path).with_name("features.txt") for recording in recordings}
     paths = sorted(path for path in paths if path.is_file())
-    names = paths[0].read_text(encoding="utf-8-sig", errors="replace").splitlines() if paths else []
+    names = feature_names(paths[0]) if paths else []
     if names and len(names) != D:
         raise ValueError(f"{paths[0]}: {len(names)} lines; {D} features want a name each")
     numbers = {str(k): k for k in range(D)} | {composed(name): k for k, name in enumerate(names)}

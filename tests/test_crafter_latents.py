@@ -67,6 +67,8 @@ def test_the_data_set_has_latents_in_the_place_of_observations_and_all_else_as_i
     assert (old[1].pictures == new[1].pictures).all()
     latents = model.latents(old[1].obs[None])[0]
     assert torch.allclose(new[1].obs, latents.detach(), atol=1e-6)
+    code, _, error = program("domains/crafter_latents.py", *arguments)
+    assert code == 2 and f"{out}: something is there; remove it" in error
     policy.write_bytes(b"broken")
     code, _, error = program("domains/crafter_latents.py", *arguments)
     assert code == 2 and str(policy) in error and error.count("\n") == 1

@@ -47,6 +47,11 @@ def garble(folder):
     (folder / "train-00000.safetensors").write_bytes(b"no safetensors at all")
 
 
+def two_lines(folder):
+    path = folder / "train-00000.safetensors"
+    path.write_bytes(path.read_bytes().replace(b'"F32"', b'"\\n "'))
+
+
 def no_text(folder):
     (folder / "train-00000.jsonl").unlink()
 
@@ -140,6 +145,7 @@ FAULTS = {
         truncate,
         r"train-00000.safetensors: truncated or garbled .*; make it again",
     ),
+    "a type of two lines": (two_lines, r"train-00000.safetensors: truncated or garbled"),
     "a garbled shard": (garble, r"train-00000.safetensors: truncated or garbled"),
     "a flipped bit in the observations": (
         flipped_obs,
@@ -339,6 +345,19 @@ def test_a_part_of_another_data_set_is_told(toy, tmp_path, capsys, ending):
     assert check(toy) == 1 and "of another data set" in capsys.readouterr().out
     with pytest.raises(ValueError, match="of another data set"):
         Episodes(toy, "test")
+
+
+@pytest.mark.parametrize("other", [{}, {"train-1": np.ones((40, 2, 2, 3), np.uint8)}])
+def test_pictures_of_another_data_set_are_told(toy, other):
+    path, pictures = toy / "train-00000.safetensors", {"train-0": np.zeros((40, 2, 2, 3), np.uint8)}
+    records = [json.loads(line) for line in path.with_suffix(".jsonl").read_text().splitlines()]
+    runs = [torch.as_tensor(episode.obs) for episode in Episodes(toy, "train")]
+    shards.write(path, runs, records, pictures)
+    kept = shards.pictures_path(path).read_bytes()
+    shards.write(path, runs, records, other)
+    shards.pictures_path(path).write_bytes(kept)
+    with pytest.raises(ValueError, match="pictures.safetensors: .*pictures of another data set"):
+        shards.Shard(path).pictures("train-0")
 
 
 def test_a_last_shard_that_is_lost_or_one_too_many_is_told(toy, capsys):

@@ -1,3 +1,4 @@
+import errno
 import io
 import json
 import os
@@ -261,6 +262,13 @@ def test_a_video_that_cannot_be_opened_or_named_is_a_line_and_the_others_go_on(c
     code, said, written = run(clips, backbone)
     assert code == 2 and "2 of 4 videos were not read" in said[-1]
     assert {"b.npy", "c.npy"} <= written.keys()
+
+
+def test_a_full_disk_is_no_fault_of_a_video(monkeypatch):
+    monkeypatch.setattr(frames, "replace", lambda path, fill: fill(path))
+    with pytest.raises(OSError) as error:  # for which the others are not tried
+        frames.save(np.zeros((99, 999)), "/dev/full")
+    assert error.value.errno == errno.ENOSPC
 
 
 def test_another_video_of_the_same_size_and_time_is_read(clips, backbone):

@@ -648,6 +648,14 @@ def test_text_of_other_episodes_is_packed_beside(folder, packed):
     assert read_text(folder / "mine") == []
 
 
+def test_a_caption_that_comes_twice_is_read_once_and_told(folder, packed, capsys):
+    lines = (folder / "captions.csv").read_text().splitlines()
+    (folder / "captions.csv").write_text("\n".join([*lines, *lines[-2:], "ep5,5,6,go"]) + "\n")
+    assert packed()["ep5"][2] == [Caption(5, 6, "go"), Caption(5, 7, "say 5, twice")]
+    told = "read once (2 in all): 'say 4, twice' of ep4 at step 4\n"
+    assert capsys.readouterr().err.endswith(told)
+
+
 def test_dropped_features_are_left_out_and_the_others_keep_their_names(folder, packed):
     names = ["speed", "é", "always one", "z"]
     (folder / "raw/features.txt").write_text("\n".join(names), encoding="utf-8")
@@ -666,6 +674,11 @@ def test_dropped_features_are_left_out_and_the_others_keep_their_names(folder, p
     assert packed(drop="2")["ep0"][1].shape == (30, 3)
     assert "no feature 'speeed'; did you mean 'speed'?" in refused(packed, drop="speeed")
     assert "no feature is left" in refused(packed, drop="0,1,2,3")
+    (folder / "raw/features.txt").write_text("\n".join(names), encoding="latin-1")
+    packed(drop="2")
+    assert (folder / "mine/features.txt").read_text(encoding="utf-8") == "speed\né\nz\n"
+    (folder / "raw/features.txt").write_bytes(b"\xff\xfe\x00\xd8")
+    assert "raw/features.txt: line 1: not UTF-8" in refused(packed, drop="2")
     (folder / "raw/features.txt").write_text("speed\n")
     assert "features.txt: 1 lines; 4 features want a name each" in refused(packed)
 

@@ -1,5 +1,6 @@
 """Which of many processes this is: by torchrun, or by all that it would say."""
 
+import socket
 from datetime import timedelta
 
 import pytest
@@ -60,4 +61,14 @@ def test_where_the_others_do_not_come_a_line_says_so_soon(monkeypatch):
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(distributed, "PATIENCE", timedelta(seconds=0.1))
     with pytest.raises(ValueError, match="not all of .* 1/3 .*; to run alone, unset RANK WORLD_"):
+        distributed.meet()
+
+
+def test_what_a_torchrun_that_is_gone_left_over_is_told_at_once(monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    given = MEANT | dict(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    for name, value in (given | dict(TORCHELASTIC_USE_AGENT_STORE="True")).items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match=f"no torchrun at 127.0.0.1:{port} .*refused.*; .* unset"):
         distributed.meet()

@@ -103,10 +103,12 @@ def test_a_run_an_episode_by_name_and_the_least_probability(a_run, printed, monk
     sure = sorted(json.loads(line)["sure"] for line in lines.splitlines())
     kept = printed(json=True, episode=1, min_prob=sure[-1] - 0.0005)
     assert sure[-2] < sure[-1] - 0.0005 and len(kept.splitlines()) == 1
-    hint = "not in the split test; it has 0 .. 2, or a name, as 'test-0'"
+    hint = "not in the split test; it has 0 .. 2, or a name, as 'test-\\d'"
     for wrong in ("3", "test-9", "-1"):
         with pytest.raises(ValueError, match=f"--episode={wrong}: {hint}"):
             printed(episode=wrong)
+    with pytest.raises(ValueError, match="or a name, as 'test-2'"):  # the nearest one
+        printed(episode="test-2.npy")
     hint = "--episode=train-1: not in the split test; it is in --split=train"
     with pytest.raises(ValueError, match=hint):
         printed(episode="train-1")

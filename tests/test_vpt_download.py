@@ -175,7 +175,7 @@ def test_an_address_that_is_none_is_one_line(tmp_path, base):
     with pytest.raises(ValueError, match="index.json: basedir .*no address|[Pp]ort") as error:
         read_index(tmp_path / "index.json")
     assert "\n" not in str(error.value) and "\x1b" not in str(error.value)
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="^--index="):
         read_index(base + "://i.json" if "://" not in base else base)
 
 

@@ -156,7 +156,7 @@ def read_index(index):
     """[(url without ending, stem)] of a file, a URL or a name in OpenAI's store. ValueError."""
     try:
         text = regular_file(index).read_bytes() if Path(index).exists() else read_url(index)
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise ValueError(f"--index={index}: neither a file nor on the server ({error})") from None
     try:
         content = parse_json(text)
