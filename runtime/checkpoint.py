@@ -49,9 +49,10 @@ def best(out_dir):
     """The checkpoint of a run that is best on validation, else the newest. Raises ValueError."""
     paths = checkpoints(out_dir)
     if not paths:
-        raise ValueError(
-            f"{out_dir}: no checkpoint; `python train.py --out_dir={out_dir}` makes one"
-        )
+        hint = f"`python train.py --out_dir={out_dir}` makes one"
+        if any(Path(out_dir, x).exists() for x in ("checksums.json", "meta.json")):
+            hint = "the folder of a run is wanted, as --out_dir names it"
+        raise ValueError(f"{out_dir}: no checkpoint; {hint}")
     name = Path(out_dir, "best")
     chosen = name.read_text(errors="replace") if name.is_file() else ""
     return next((path for path in paths if path.name == chosen), paths[-1])

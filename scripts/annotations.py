@@ -79,7 +79,8 @@ def read_table(path):
         print(f"warning: {path}, line {line}: {problem}", file=sys.stderr)
     delimiter = max(",;\t", key=text.strip().partition("\n")[0].count)
     csv.field_size_limit(2**31 - 1)  # a long field is told by its line
-    reader = csv.DictReader(io.StringIO(text.lstrip("\r\n")), delimiter=delimiter)
+    text = re.sub(r"^sep=.[\r\n]+", "", text.lstrip("\r\n"))  # which Excel writes, and hides
+    reader = csv.DictReader(io.StringIO(text, newline=None), delimiter=delimiter)
     columns = reader.fieldnames = [name.strip() for name in reader.fieldnames or []]
     for name in columns:
         if name and columns.count(name) > 1:

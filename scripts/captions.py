@@ -24,6 +24,7 @@ from scripts.annotations import (
     told,
 )
 
+ENOUGH = 10  # captions that would not all start in the first halves of their episodes by chance
 LONGEST = 10**6  # steps of an episode of which there is only text
 
 
@@ -139,6 +140,8 @@ def row_warnings(path, rows, steps, fps):
         yield f"{broken[0]}: {problem}"
     timed = [x for x in rows.values() if x[0].get("start") not in (None, "")]
     starts = [(float(row["start"]), name) for row, name in timed if not row.get("unit")]
+    if isinstance(steps, AnyEpisode):
+        return
     # seconds are more than steps there, so one caption at least would start beyond
     if starts and 0 < fps <= 0.5 and all(start < steps[name] for start, name in starts):
         share = f"{100 * fps:.2g} % of their episodes"
@@ -146,6 +149,9 @@ def row_warnings(path, rows, steps, fps):
         rate_hint = f"steps of {fps:g} s want --fps={1 / fps:g}"
         problem = f"with --fps={fps:g} all captions start in the first {share}"
         yield f"{path}: {problem}; {steps_hint}; {rate_hint}"
+    elif len(starts) >= ENOUGH and all(x * (fps or 1) < steps[name] / 2 for x, name in starts):
+        hint = "are the times seconds?" if fps else "times in seconds want --fps=.."
+        yield f"{path}: no caption starts in the second half of its episode: {hint}"
 
 
 def double_warnings(path, texts):

@@ -65,10 +65,11 @@ def lost_changes(x, kept, stored):
     """The feature of which the largest share of changes is lost in what is stored (N, K) of the
     kept features of x (N, D), and that share. x: numpy or torch; stored: torch."""
     changed, lost = np.zeros((2, len(kept)), int)
+    jitter = 0 if np.asarray(x[:1]).dtype.kind in "iu" else JITTER
     for start in range(0, len(x) - 1, CHUNK):
         rows = slice(start, start + CHUNK + 1)
         exact = np.asarray(x[rows], np.float64)[:, kept]
-        change = np.abs(np.diff(exact, axis=0)) > JITTER * np.abs(exact[1:])
+        change = np.abs(np.diff(exact, axis=0)) > jitter * np.abs(exact[1:])
         changed += change.sum(0)
         lost += (change & (stored[rows].diff(dim=0) == 0).numpy()).sum(0)
     share = lost / np.maximum(changed, 1)

@@ -62,6 +62,7 @@ from runtime.shards import (
 from scripts.captions import read_all_captions, read_text
 from scripts.oddities import at_most, sameness, views
 from scripts.recordings import (
+    check_rate,
     find_recordings,
     load,
     load_pictures,
@@ -305,6 +306,7 @@ def make():
     """The data set that the settings describe."""
     check_settings()
     recordings, D, dtype = find_recordings(obs)
+    check_rate(recordings, fps)
     names, kept = read_features(recordings, D, drop)
     lengths = {r.id: r.steps for r in recordings}
     texts, by_person = read_all_captions(listed(captions), lengths, fps, annotated, frame_rate)

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 
 from runtime.dataset import record_faults
-from runtime.files import regular_file
+from runtime.files import read_json, regular_file
 from runtime.patterns import composed, matching
 from runtime.shards import DTYPES, finite
 from scripts.annotations import decoded
@@ -52,14 +52,15 @@ def open_arrays(path):
 
 @functools.lru_cache(maxsize=1)  # a file of many arrays takes long to open
 def opened(path, size, mtime):
-    if path.endswith(".npy"):  # np.load would go by the content, and unpickle if it could
+    ending = Path(path).suffix.lower()
+    if ending == ".npy":  # np.load would go by the content, and unpickle if it could
         x = np.lib.format.open_memmap(path, mode="r")
         if x.offset + x.nbytes != size:
             raise ValueError("more in it than one array")
         return {"": x}
-    if path.endswith(".npz"):
+    if ending == ".npz":
         return np.lib.npyio.NpzFile(path)
-    if path.endswith(".safetensors"):
+    if ending == ".safetensors":
         return load_file(path)
     raise ValueError("neither .npy, .npz nor .safetensors")
 
@@ -135,6 +136,15 @@ def find_recordings(obs):
     return recordings, D, stored_dtype(dtypes)
 
 
+def check_rate(recordings, fps):
+    """Raises ValueError where scripts.frames made episodes with another number of steps a second
+    than the times of captions are read by."""
+    for path in sorted({Path(recording.path).with_name("frames.json") for recording in recordings}):
+        made = read_json(path).get("fps", fps) if path.is_file() else fps
+        if fps and made != fps:
+            raise ValueError(f"--fps={fps:g}: scripts.frames made them with --fps={made} ({path})")
+
+
 def raw(recording):
     """The observations of an episode as its file has them (N, D), numpy or torch."""
     x = open_arrays(recording.path)[recording.name]
@@ -156,7 +166,7 @@ def lost_in(recording, stored, kept):
 
 def feature_names(path):
     try:
-        return decoded(path).splitlines()
+        return composed(decoded(path)).splitlines()
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
 
@@ -169,14 +179,15 @@ def read_features(recordings, D, drop):
     names = feature_names(paths[0]) if paths else []
     if names and len(names) != D:
         raise ValueError(f"{paths[0]}: {len(names)} lines; {D} features want a name each")
-    numbers = {str(k): k for k in range(D)} | {composed(name): k for k, name in enumerate(names)}
+    called = {name: [k for k in range(D) if names[k] == name] for name in names}
+    called |= {str(k): [k] for k in range(D)}
     dropped = [composed(name.strip()) for name in drop.split(",") if name.strip()]
     for name in dropped:
-        if name not in numbers:
-            near = difflib.get_close_matches(name, numbers, 1)
+        if name not in called:
+            near = difflib.get_close_matches(name, called, 1)
             hint = f"did you mean {near[0]!r}?" if near else f"they are 0 .. {D - 1}"
             raise ValueError(f"--drop={drop:.80}: no feature {name!r:.80}; {hint}")
-    kept = sorted(set(range(D)) - {numbers[name] for name in dropped})
+    kept = sorted(set(range(D)).difference(*(called[name] for name in dropped)))
     if not kept:
         raise ValueError(f"--drop={drop:.80}: no feature is left")
     return names, kept

@@ -248,6 +248,8 @@ def test_what_label_studio_did_not_write_is_one_line(tmp_path, content):
         "episode;start;end;text\n;;;\n\nwalk01;1,5;2,5;größer\n".encode("latin-1"),
         "\nepisode, start ,end,text\nwalk01,1.5,2.5,gro\u0308ßer\n , ,,\n".encode(),
         "start,end,text\n1.5,2.5,größer\n".encode(),
+        "sep=;\r\nepisode;start;end;text\r\nwalk01;1,5;2,5;größer\r\n".encode(),
+        "episode,start,end,text\rwalk01,1.5,2.5,größer\r".encode(),
     ],
 )
 def test_tables_from_the_wild(tmp_path, capsys, content):

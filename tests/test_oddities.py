@@ -107,6 +107,8 @@ def test_changes_that_float32_loses_are_warned_of(folder, packed, capsys, monkey
     assert told(still + jitter) == []
     counter = 2**26 + np.arange(30)[:, None] * np.ones((6, 1, 4))
     assert len(told(counter.astype(np.int32))) == 6
+    nanoseconds = (17 * 10**17 + 1000 * np.arange(30)[:, None] * np.ones((6, 1, 4))).astype(int)
+    assert len(told(nanoseconds)) == 6
     assert told((walk * 100).astype(np.int16)) == []
 
 

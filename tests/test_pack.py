@@ -471,6 +471,27 @@ def test_times_that_would_fit_as_steps_are_warned_of_where_a_step_takes_seconds(
     assert "all captions" not in capsys.readouterr().err
 
 
+def test_where_no_caption_starts_late_in_its_episode_the_unit_is_asked_for(folder, packed, capsys):
+    head, rows = "episode,start,text\n", [f"ep{n},{t},walk\n" for n in range(5) for t in (1, 14)]
+    (folder / "captions.csv").write_text(head + "".join(rows))
+    packed()
+    told = "no caption starts in the second half of its episode: times in seconds want --fps=..\n"
+    assert capsys.readouterr().err.endswith(told)
+    packed(fps=1.0)
+    assert "of its episode: are the times seconds?" in capsys.readouterr().err
+    packed(captions="", text=str(folder / "captions.csv"))
+    (folder / "captions.csv").write_text(head + "".join(rows) + "ep5,15,walk\n")
+    packed()
+    assert "second half" not in capsys.readouterr().err
+
+
+def test_episodes_of_a_video_keep_their_steps_a_second(folder, packed):
+    (folder / "raw/frames.json").write_text(json.dumps(dict(fps=5.0, pictures=0, videos={})))
+    files = dict(obs=str(folder / "raw/*.npy"))
+    assert "--fps=10: scripts.frames made them with --fps=5.0" in refused(packed, fps=10.0, **files)
+    assert len(packed(fps=5.0, **files)) == len(packed(**files)) == 10
+
+
 def test_what_a_new_data_set_replaces_is_told_in_one_line(folder, packed, capsys):
     packed(fps=1.0)
     packed(fps=1.0)
@@ -674,6 +695,9 @@ def test_dropped_features_are_left_out_and_the_others_keep_their_names(folder, p
     assert packed(drop="2")["ep0"][1].shape == (30, 3)
     assert "no feature 'speeed'; did you mean 'speed'?" in refused(packed, drop="speeed")
     assert "no feature is left" in refused(packed, drop="0,1,2,3")
+    (folder / "raw/features.txt").write_text("speed\n2\nspeed\n0\n")
+    for drop, left in {"speed": [1, 3], "2": [0, 1, 3]}.items():  # both; and a number is no name
+        assert np.array_equal(packed(drop=drop)["ep0"][1], np.load(folder / "raw/ep0.npy")[:, left])
     (folder / "raw/features.txt").write_text("\n".join(names), encoding="latin-1")
     packed(drop="2")
     assert (folder / "mine/features.txt").read_text(encoding="utf-8") == "speed\né\nz\n"

@@ -171,6 +171,14 @@ def test_the_newest_checkpoints_and_the_best_stay(data, tmp_path, monkeypatch):
     assert checkpoint.best(tmp_path / "out").name == "step-000005"
 
 
+def test_what_is_no_run_is_told_from_a_run_without_checkpoints(a_run, toy, tmp_path):
+    for folder in (a_run, toy):
+        with pytest.raises(ValueError, match=f"{folder.name}: no checkpoint; the folder of a run"):
+            checkpoint.best(folder)
+    with pytest.raises(ValueError, match="no checkpoint; `python train.py --out_dir=.*` makes one"):
+        checkpoint.best(tmp_path / "new")
+
+
 def test_a_checkpoint_without_its_checksums_is_told(finished, data, tmp_path):
     shutil.copytree(finished, tmp_path / "out")
     (tmp_path / "out" / LAST / "checksums.json").unlink()
