@@ -40,6 +40,15 @@ class Caption(NamedTuple):
     end: int
     text: str
 
+    def fault(self, steps):
+        """What is wrong with it in an episode of so many steps, whatever its parts are, or None."""
+        if not is_span(self[:2], steps):
+            return f"{self.start!r:.40} .. {self.end!r:.40} is no span in 0 .. {steps}"
+        if not isinstance(self.text, str) or is_empty(self.text):
+            return f"{self.text!r:.80} is no text"
+        if re.search(NO_LINE, self.text) or len(self.text) > LONGEST:
+            return f"not one line of at most {LONGEST:,} characters"
+
 
 def captions_in(record):
     """The captions of a record, composed (NFC) as decode(encode(text)) gives texts back."""
@@ -56,15 +65,18 @@ class Episode(NamedTuple):
     annotated: object = "all"
     pictures: np.ndarray = None  # (N, h, w, 3) uint8
 
+    def record(self):
+        """Its line in a shard."""
+        captions = [caption._asdict() for caption in self.captions]
+        return dict(id=self.id, annotated=self.annotated, captions=captions)
+
 
 def write_shard(folder, split, index, episodes):
     """Writes one shard. Raises ValueError for what a reader would refuse."""
     path = shards.shard_path(folder, split, index)
-    records = []
-    for e in episodes:
-        captions = [caption._asdict() for caption in e.captions]
-        records.append(dict(id=e.id, annotated=e.annotated, captions=captions))
-        for fault in record_faults(records[-1], len(e.obs)):
+    records = [e.record() for e in episodes]
+    for e, record in zip(episodes, records, strict=True):
+        for fault in record_faults(record, len(e.obs)):
             raise ValueError(f"{path}, episode {e.id}: {fault}")
     pictures = {e.id: e.pictures for e in episodes if e.pictures is not None}
     shards.write(path, [torch.as_tensor(e.obs) for e in episodes], records, pictures)
@@ -81,17 +93,17 @@ def is_span(span, steps):
     return 0 <= span[0] < span[1] <= steps
 
 
-def caption_fault(caption, steps):
+def id_fault(name):
+    """What is wrong with an episode's id, or None."""
+    if not isinstance(name, str) or re.search(NO_LINE, name):
+        return f"id {name!r:.80} is no text"
+
+
+def caption_fault(stored, steps):
     """What is wrong with a caption of a record, or None."""
-    if not isinstance(caption, dict) or caption.keys() != {"start", "end", "text"}:
-        return f"not just start, end and text: {caption!r:.80}"
-    start, end, text = caption["start"], caption["end"], caption["text"]
-    if not is_span((start, end), steps):
-        return f"{start!r:.40} .. {end!r:.40} is no span in 0 .. {steps}"
-    if not isinstance(text, str) or is_empty(text):
-        return f"{text!r:.80} is no text"
-    if re.search(NO_LINE, text) or len(text) > LONGEST:
-        return f"not one line of at most {LONGEST:,} characters"
+    if not isinstance(stored, dict) or stored.keys() != {*Caption._fields}:
+        return f"not just start, end and text: {stored!r:.80}"
+    return Caption(**stored).fault(steps)
 
 
 def record_faults(record, steps):
@@ -102,8 +114,8 @@ def record_faults(record, steps):
     name, annotated, captions = (record.get(key) for key in ("id", "annotated", "captions"))
     if steps < 1:
         yield "has no steps"
-    if not isinstance(name, str) or re.search(NO_LINE, name):
-        yield f"id {name!r:.80} is no text"
+    if fault := id_fault(name):
+        yield fault
     listed = isinstance(annotated, list) and all(is_span(span, steps) for span in annotated)
     if annotated != "all" and not listed:
         yield f'annotated {annotated!r:.80} is neither "all" nor [[start, end], ..] in 0 .. {steps}'

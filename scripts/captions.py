@@ -10,7 +10,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from runtime.dataset import Caption, is_empty, record_faults
+from runtime.dataset import Caption, id_fault, is_empty
 from runtime.files import parse_json, regular_file
 from runtime.patterns import composed
 from scripts.annotations import (
@@ -125,11 +125,9 @@ def read_row(row, steps, fps):
         hint = f"did you mean {near[0]!r}?" if near else f"the first is {next(iter(steps))!r}"
         raise ValueError(f"no episode {name!r:.80}; {hint}")
     caption = read_caption(row, steps[name], fps)
-    in_episode = [caption] if caption else []
-    record = dict(id=name, annotated="all", captions=[c._asdict() for c in in_episode if c.text])
-    for fault in record_faults(record, steps[name]):
+    if fault := id_fault(name) or (caption and caption.text and caption.fault(steps[name])):
         raise ValueError(fault)
-    return name, in_episode
+    return name, [caption] if caption else []
 
 
 def row_warnings(path, rows, steps, fps):

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
-from runtime.dataset import record_faults
+from runtime.dataset import id_fault
 from runtime.files import read_json, regular_file
 from runtime.patterns import composed, matching
 from runtime.shards import DTYPES, finite
@@ -122,8 +122,7 @@ def find_recordings(obs):
         hint = "; is time the second axis?" * (len(lengths) == 1 and max(lengths) < min(dims))
         raise ValueError(f"observations differ in dims: {examples}{hint}")
     for recording in recordings:
-        record = dict(id=recording.id, annotated="all", captions=[])
-        for fault in record_faults(record, recording.steps):
+        if fault := id_fault(recording.id):
             raise ValueError(f"{recording.path!r}: {fault}; rename it")
     recordings.sort()
     for a, b in pairwise(recordings):

@@ -193,7 +193,7 @@ def test_captions_that_cannot_be_packed_leave_the_data_set_as_it_was(folder, pac
     before = contents(folder / "mine")
     with open(folder / "captions.csv", "a") as file:
         file.write("ep1,3,4," + "wood " * 300 + "\n")
-    assert "line 8: caption 0: not one line of at most 1,000" in refused(packed)
+    assert "line 8: not one line of at most 1,000" in refused(packed)
     assert contents(folder / "mine") == before
 
 
@@ -363,7 +363,7 @@ def test_fewer_files_leave_no_old_shards(folder, packed, monkeypatch):
         ("ep1,5,4,walk", "line 8: start 5, end 4: it ends before it starts"),
         ("ep1,x,4,walk", "not numbers"),
         ("ep1,1" + "0" * 400 + ",,walk", "0, end ; episode ep1 has steps 0 .. 29"),
-        ("ep1,3,4," + "x" * 140_000, "line 8: caption 0: not one line of at most 1,000"),
+        ("ep1,3,4," + "x" * 140_000, "line 8: not one line of at most 1,000"),
         ("ep1,3,4, ", "line 8: no text"),
         ("ep1,3,4,\u200b", "nothing of it can be seen"),
         ("ep1,nan,4,walk", "start nan"),

@@ -156,8 +156,8 @@ class Writer:
     def add(self, stem, obs, captions, annotated, broken_lines=0):
         """obs: list of (n, D); captions and annotated spans in steps."""
         obs = torch.cat(obs)
-        record = dict(id=stem, annotated=annotated, captions=[c._asdict() for c in captions])
-        faults = list(record_faults(record, len(obs)))
+        episode = Episode(stem, obs, captions, annotated)
+        faults = list(record_faults(episode.record(), len(obs)))
         if self.width not in (None, obs.shape[1]):
             faults.append(f"{obs.shape[1]} numbers a step, the others have {self.width}")
         if not obs.isfinite().all():
@@ -167,7 +167,6 @@ class Writer:
         self.width = obs.shape[1]
         self.added[split_of(stem)] += 1
         self.broken_lines += broken_lines
-        episode = Episode(stem, obs, captions, annotated)
         if self.part is not None:
             return self.arrived(stem, episode)
         since, episodes = self.waiting.setdefault(split_of(stem), (time.time(), []))
