@@ -5,7 +5,8 @@ Packs your observations and captions into a data set (runtime/dataset.py says wh
     python -m scripts.pack .. --fps=5      the captions' times are seconds, a second has 5 steps
 
 Observations: .npy, .npz or .safetensors, an array (steps, dims) per episode. A file's only array
-is the episode named like the file without its ending; several are the episodes file/array.
+is the episode named like the file without its ending; several are the episodes file/array, but
+with --array=embeddings only the one of that name is read. --stride=4 makes every fourth row a step.
 An episode's pictures for the page are beside it: NAME-pictures.npy, (steps, h, w, 3) uint8.
 
 Captions: .csv or .tsv with the columns episode,start,text and optionally end and unit (steps or
@@ -73,6 +74,8 @@ from scripts.recordings import (
 
 obs = ""  # the observations' files, e.g. 'episodes/*.npy'
 captions = ""  # files or patterns, with commas between; without it nothing is annotated
+array = ""  # of files with several arrays, the only one that is read
+stride = 1  # rows from one step to the next
 text = ""  # the same of other episodes, of which there are no observations: what is said, and how
 out = ""  # folder of the data set, e.g. data/mine
 drop = ""  # features left out: names or numbers from 0 on, with commas between
@@ -148,7 +151,7 @@ def plan(recordings, splits, room):
 
 def fingerprint(recordings, texts, dtype, kept):
     """Changes when what a shard's files hold, its captions or settings do."""
-    about = [annotated, dtype] + [kept] * bool(drop)
+    about = [annotated, dtype] + [kept] * bool(drop) + [stride] * (stride > 1)
     for recording in recordings:
         about += [recording.id, os.path.abspath(recording.path), recording.name]
         about += [sum_of(recording.path), texts.get(recording.id)]
@@ -296,6 +299,7 @@ def check_settings():
         raise ValueError(f"--annotated={annotated}: 'all' or 'captions'")
     check_range(globals(), 0, "fps frame_rate", most=1e6)
     check_range(globals(), 0, "val test", most=0.5)
+    check_range(globals(), 1, "stride", most=1e6)
     try:
         re.compile(group)
     except (re.error, OverflowError, RecursionError) as error:
@@ -305,8 +309,8 @@ def check_settings():
 def make():
     """The data set that the settings describe."""
     check_settings()
-    recordings, D, dtype = find_recordings(obs)
-    check_rate(recordings, fps)
+    recordings, D, dtype = find_recordings(obs, array, stride)
+    check_rate(recordings, fps * stride)
     names, kept = read_features(recordings, D, drop)
     lengths = {r.id: r.steps for r in recordings}
     texts, by_person = read_all_captions(listed(captions), lengths, fps, annotated, frame_rate)

@@ -30,12 +30,13 @@ REAL = "float", "bfloat", "int", "uint", "bool"
 
 
 class Recording(NamedTuple):
-    """An episode's observations: array `name` of a file, of that many steps."""
+    """An episode's observations: every stride-th row of array `name` of a file, so many steps."""
 
     id: str
     path: str
     name: str
     steps: int
+    stride: int = 1
 
     def pictures(self):
         """The file of its pictures, if it has any."""
@@ -70,13 +71,22 @@ def dtype_name(x):
     return "bfloat16" if x.dtype == "V2" else getattr(x.dtype, "name", str(x.dtype)[6:])
 
 
-def describe_arrays(path):
+def chosen_arrays(path, array):
+    """{name: array} of a file; of one with names only `array`, if that is given."""
+    arrays = open_arrays(path)
+    if array and array not in arrays and "" not in arrays:
+        raise ValueError(f"no array {array!r:.80} in it")
+    return {array: arrays[array]} if array in arrays else arrays
+
+
+def describe_arrays(path, array=""):
     """[(name, shape, dtype as text), ..]. Raises ValueError for what are no observations."""
     if os.path.isdir(path):
         raise ValueError(f"{path} is a folder; its files are --obs='{path}/*'")
     regular_file(path)
     try:
-        arrays = [(name, tuple(x.shape), dtype_name(x)) for name, x in open_arrays(path).items()]
+        arrays = chosen_arrays(path, array)
+        arrays = [(name, tuple(x.shape), dtype_name(x)) for name, x in arrays.items()]
     except Exception as error:  # whatever the libraries raise for a garbled file
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise ValueError(f"{path}: not observations ({reason})") from None
@@ -97,10 +107,10 @@ def stored_dtype(dtypes):
     return dtypes.pop() if len(dtypes) == 1 and dtypes <= set(DTYPES.values()) else "float32"
 
 
-def find_recordings(obs):
+def find_recordings(obs, array="", stride=1):
     """All episodes in order of their ids, their dims, and the dtype in which they are stored.
 
-    obs: the files, a pattern.
+    obs: the files, a pattern. array: the one that is read of files with several. stride: of rows.
     """
     recordings, dims, dtypes = [], {}, set()
     paths = matching(obs)
@@ -108,10 +118,11 @@ def find_recordings(obs):
     for path in [
         path for path in paths if path not in beside and Path(path).name != "features.txt"
     ]:
-        arrays = describe_arrays(path)
-        for name, (steps, D), dtype in arrays:
-            suffix = f"/{name}" if len(arrays) > 1 else ""
-            recordings.append(Recording(composed(Path(path).stem + suffix), path, name, steps))
+        arrays = describe_arrays(path, array)
+        for name, (rows, D), dtype in arrays:
+            name_of_episode = composed(Path(path).stem + (f"/{name}" if len(arrays) > 1 else ""))
+            steps = math.ceil(rows / stride)
+            recordings.append(Recording(name_of_episode, path, name, steps, stride))
             dims.setdefault(D, f"{path}:{name}".rstrip(":"))
             dtypes.add(dtype)
     if not recordings:
@@ -146,7 +157,7 @@ def check_rate(recordings, fps):
 
 def raw(recording):
     """The observations of an episode as its file has them (N, D), numpy or torch."""
-    x = open_arrays(recording.path)[recording.name]
+    x = open_arrays(recording.path)[recording.name][:: recording.stride]
     if x.dtype == "V2":
         return torch.from_numpy(np.array(x).view(np.int16)).view(torch.bfloat16)
     return x
@@ -214,7 +225,7 @@ def load_pictures(recording):
     if not path.exists():
         return None
     try:
-        x = np.lib.format.open_memmap(regular_file(path), mode="c")
+        x = np.lib.format.open_memmap(regular_file(path), mode="c")[:: recording.stride]
     except Exception as error:  # whatever numpy raises for a garbled file
         raise ValueError(f"{path}: not pictures ({error})") from None
     if x.dtype != np.uint8 or x.shape != (recording.steps, *x.shape[1:3], 3) or not x.size:

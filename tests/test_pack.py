@@ -110,6 +110,27 @@ def test_other_files_and_their_types(folder, packed, kind):
     )
 
 
+def test_every_fourth_row_of_one_array_of_a_file_is_a_step(folder, packed):
+    """As latents of VPT are stored, one for each frame, beside what the player did."""
+    rows = torch.from_numpy(np.random.default_rng(0).random((21, 8), np.float32))
+    for path in (folder / "raw").glob("*"):
+        path.unlink()
+    np.savez(folder / "raw/a.npz", embeddings=rows, is_null_action=np.zeros(21))
+    np.save(folder / "raw/a-pictures.npy", np.arange(21 * 12, dtype=np.uint8).reshape(21, 2, 2, 3))
+    for name in "bc":
+        np.save(folder / f"raw/{name}.npy", rows + 1)
+    said = [f"{name},0.2,0.4,chop a tree\n" for name in "abc"]
+    (folder / "captions.csv").write_text("episode,start,end,text\n" + "".join(said))
+    about = dict(obs=str(folder / "raw/*.np?"), fps=5.0, annotated="captions")
+    assert "is_null_action shape (21,)" in refused(packed, **about)
+    assert "not observations (ValueError: no array 'x'" in refused(packed, array="x", **about)
+    found = packed(**about, array="embeddings", stride=4)
+    assert torch.equal(found["a"][1], rows[::4]) and torch.equal(found["b"][1], rows[::4] + 1)
+    assert found["a"][2:] == ([Caption(1, 2, "chop a tree")], [[1, 2]])
+    [a] = Episodes(folder / "mine", found["a"][0])
+    assert a.pictures[:, 0, 0, 0].tolist() == [12 * 4 * n % 256 for n in range(6)]
+
+
 def test_times_in_seconds(folder, packed):
     (folder / "captions.csv").write_text(
         "episode,start,end,text\nep0,0.5,1.3,a\nep1,2,,b\nep2,2.9,99,c\n"

@@ -1,4 +1,4 @@
-"""From recordings, or latents on disk, to episodes: nothing is lost, or done twice."""
+"""From recordings to episodes: nothing is lost, or done twice."""
 
 import json
 import os
@@ -402,78 +402,6 @@ def test_an_empty_table_is_refused_and_a_quote_left_open_warned_of(tmp_path, cap
     assert "p.csv, row 2: a text of several lines" in capsys.readouterr().err
 
 
-# ---- latents on disk ----
-
-
-class Trap:
-    """Makes a file when it is unpickled."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return self.path.touch, ()
-
-
-def test_latents_of_any_kind_become_episodes(tmp_path):
-    latents, rows = (
-        tmp_path / "latents",
-        np.random.default_rng(0).standard_normal((21, 8)).astype(np.float32),
-    )
-    latents.mkdir()
-    bfloat = torch.from_numpy(rows).bfloat16()
-    np.save(latents / "single.npy", rows)
-    np.save(latents / "half.npy", rows.astype(np.float16))
-    np.save(
-        latents / "bfloat.npy", bfloat.view(torch.int16).numpy().view("V2")
-    )  # as ml_dtypes saves it
-    np.savez_compressed(
-        latents / "basalt.npz",
-        embeddings=rows,
-        button_actions=np.zeros(21),
-        is_null_action=np.zeros(21),
-    )
-    np.save(latents / "integers.npy", rows.astype(int))
-    np.save(latents / "flat.npy", rows[0])
-    np.save(latents / "wide.npy", np.ones((5, 9), np.float32))
-    np.save(latents / "infinite.npy", rows * np.float32("inf"))
-    np.savez(latents / "pickled.npz", embeddings=np.array([[Trap(tmp_path / "ran")]]))
-    np.savez(latents / "other.npz", actions=rows)
-    (latents / "empty.npy").write_bytes(b"")
-    (latents / "garbage.npy").write_bytes(b"no array")
-    (tmp_path / "person.csv").write_text(
-        "recording,start_frame,end_frame,text\nsingle,4,8,chop a tree\n"
-    )
-    status, out, err = vpt(
-        "latents",
-        f"--latents={latents}",
-        f"--annotations={tmp_path}/person.csv",
-        f"--out={tmp_path}/data",
-    )
-    found = episodes(tmp_path / "data")
-    assert (
-        status == 0
-        and found.keys() == {"single", "half", "bfloat", "basalt"}
-        and "8 skipped" in out
-    ), out + err
-    assert not (tmp_path / "ran").exists() and "unsafely" not in out
-    assert torch.equal(found["single"][0], bfloat[::4].float()) and torch.equal(
-        found["bfloat"][0], found["basalt"][0]
-    )
-    assert found["single"][1:] == ([Caption(1, 2, "chop a tree")], [[1, 2]]) and found["half"][
-        1:
-    ] == ([], [])
-    assert (
-        "4 were there"
-        in vpt(
-            "latents",
-            f"--latents={latents}",
-            f"--annotations={tmp_path}/person.csv",
-            f"--out={tmp_path}/data",
-        )[1]
-    )
-
-
 # ---- mistakes of the user ----
 
 
@@ -519,7 +447,6 @@ def test_latents_of_any_kind_become_episodes(tmp_path):
         ),
         (["download", "--index=pipe", "--hours=1", "--out=x"], "pipe is not a file"),
         (["embed", "--weights=a.weights", "--recordings=rec", "--out=a.weights"], "a.weights"),
-        (["latents", "--latents=rec", "--out=x"], "rec: no .npy or .npz"),
         (["download", "--index=a.weights", "--hours=1", "--out=x"], "not of the form"),
         (
             ["download", "--index=a.weights", "--hours=-1", "--out=x"],

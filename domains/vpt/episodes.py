@@ -1,6 +1,6 @@
 """
-What embed.py and latents.py share: the split of a recording, a person's annotations, and a writer
-that adds episodes to a data set as they come.
+For embed.py: the split of a recording, a person's annotations, and a writer that adds episodes to
+a data set as they come.
 """
 
 import collections
