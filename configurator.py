@@ -67,7 +67,7 @@ def from_argument(argument, defaults):
     return {name: value}
 
 
-def check(name, value, defaults, source):
+def checked(name, value, defaults, source):
     if name not in defaults:
         near = difflib.get_close_matches(str(name), defaults, 1)
         hint = f"did you mean {near[0]!r}?" if near else "--help lists them"
@@ -99,7 +99,7 @@ def configure(namespace, argv=None, bare=None):
             given = {bare: argument}
         else:
             given = from_file(argument, defaults)
-        namespace.update({name: check(name, given[name], defaults, argument) for name in given})
+        namespace.update({name: checked(name, given[name], defaults, argument) for name in given})
     return {name: namespace[name] for name in defaults}
 
 

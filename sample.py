@@ -100,7 +100,7 @@ def forecasts(encoder, predictor, obs, tok, step):
     return tuple(torch.cat(part) for part in zip(*parts, strict=True))
 
 
-def in_words(ids, tokenizer, rate):
+def forecast_text(ids, tokenizer, rate):
     """A forecast (K,), made when a step had its answer, as text."""
     told = []
     for first, last in spans(ids):
@@ -150,7 +150,7 @@ def annotate_episode(encoder, predictor, episodes, i, tokenizer, min_prob=0.0):
     written = [pair for pair in with_confidence(*stream, tokenizer) if pair[1] >= min_prob]
     rows, rate = judge(episodes[i], written), episodes.meta["steps_per_second"]
     for row in rows:
-        row["expected"] = in_words(ahead[0][row["step"]].tolist(), tokenizer, rate)
+        row["expected"] = forecast_text(ahead[0][row["step"]].tolist(), tokenizer, rate)
     return rows, stream, ahead
 
 

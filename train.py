@@ -442,7 +442,7 @@ def main():
     saved = models | (dict(reader=reader) if reader else {})
     state = dict(step=0, best_f1=-1.0, best_step=0, identity=identity)
     if folder:
-        state = checkpoint.load(folder, models, optimizer, config)
+        state = checkpoint.restore_run(folder, models, optimizer, config)
     first = dict(annotated=[train[i].id for i in annotated])
     log = open_log(out_dir, state["step"], config, wandb, first)
     ddp = distributed.wrap(model)

@@ -202,7 +202,7 @@ def show(name, cells):
     print(f"{name:44}" + "".join(f"  {text:>15}" for text in texts))
 
 
-def draw():
+def draw_plot():
     """F1 against annotated episodes: the mean of each arm, from its worst to its best seed."""
     try:
         import matplotlib
@@ -247,7 +247,7 @@ def main():
         cell()
     table()
     if plot:
-        draw()
+        draw_plot()
 
 
 if __name__ == "__main__":

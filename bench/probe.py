@@ -25,7 +25,7 @@ def true_captions(episodes):
     return [episode.captions for episode in episodes]
 
 
-def starts(episode, texts):
+def start_labels(episode, texts):
     """The index in texts of the caption that starts at each step of an episode, len(texts) where
     none does, -1 where nobody annotated: (N,) int64."""
     starts = np.where(episode.known, len(texts), -1)
@@ -34,7 +34,7 @@ def starts(episode, texts):
     return torch.from_numpy(starts)
 
 
-def moments(episodes, some):
+def mean_and_deviation(episodes, some):
     """Mean and deviation (D,) of some of the episodes, which are read one at a time."""
     n, total, square = 0, 0, 0
     shift = episodes[some[0]].obs.double().mean(0)  # or a large mean swallows the deviation
@@ -52,9 +52,9 @@ class Probe:
         """annotated: the episodes of train that it learns from."""
         self.train, self.T = train, T
         self.texts = sorted({c.text for i in annotated for c in train[i].known_captions})
-        self.mean, std = moments(train, annotated)
+        self.mean, std = mean_and_deviation(train, annotated)
         self.std = std.where(std > 1e-6, torch.inf)  # what never moved there says nothing later
-        self.labels = {i: starts(train[i], self.texts) for i in annotated}
+        self.labels = {i: start_labels(train[i], self.texts) for i in annotated}
         self.weight = torch.zeros(T * len(std) + 1, len(self.texts) + 1)
 
     def look(self, episode, start=0, stop=None):
@@ -116,7 +116,7 @@ class Probe:
         optimizer.step(loss)
         self.weight = weight
 
-    def read(self, episodes):
+    def all_logits(self, episodes):
         """The logits of each episode."""
         return [self.logits(self.look(episode), self.weight) for episode in episodes]
 
@@ -144,10 +144,10 @@ def probe(T, train, annotated, val, episodes):
     model, best, true = Probe(train, annotated, T), -1, true_captions(val)
     for penalty in PENALTIES:
         model.fit(penalty)
-        logits = model.read(val)
+        logits = model.all_logits(val)
         for margin, pause in itertools.product(MARGINS, PAUSES):
             f1 = score(true, [captions_from(x, model.texts, margin, pause) for x in logits])["f1"]
             if f1 > best:
                 best, chosen, weight = f1, (margin, pause), model.weight
     model.weight = weight
-    return [captions_from(x, model.texts, *chosen) for x in model.read(episodes)]
+    return [captions_from(x, model.texts, *chosen) for x in model.all_logits(episodes)]

@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from bench.intervals import bootstrap
 from bench.labels import fresh_episodes
-from bench.probe import starts
+from bench.probe import start_labels
 from data import Tokenizer, score
 from domains.crafter_words import describe, in_words
 from encoder import Features, choose_reader
@@ -49,7 +49,7 @@ TITLE = "A log of a game: what changed, and what the player has done."
 # a language model
 
 
-def load(path):
+def load_model(path):
     """A causal language model and its tokenizer. Raises ValueError where something is missing."""
     try:
         import accelerate  # noqa: F401, transformers reads .gguf by these two
@@ -133,7 +133,7 @@ class Examples:
             lines = describe(train[i].obs)
             seen.append(self.look(train[i].obs, lines))
             self.lines += lines.values()
-            self.labels += starts(train[i], texts)[list(lines)].tolist()
+            self.labels += start_labels(train[i], texts)[list(lines)].tolist()
         self.seen = torch.cat(seen)  # (E, F)
 
     def look(self, obs, lines):  # (N, D) -> (n, F)
@@ -174,7 +174,7 @@ def captions(scores, answers, bias):
     return [Caption(t, t + 1, answers[best[t]]) for t in said]
 
 
-def read(episodes, n):
+def described(episodes, n):
     """Observations, lines and true captions of the first n episodes."""
     return [(e.obs, describe(e.obs), e.captions) for e in episodes[:n]]
 
@@ -210,14 +210,14 @@ def main():
     configure(globals())
     check_range(globals(), 0, "annotated seed")
     check_range(globals(), 1, "n_val n_test")
-    lm, tokenizer = load(weights)
+    lm, tokenizer = load_model(weights)
     torch.manual_seed(0)
     train = Episodes(data, "train")
     some = choose_annotated(train, annotated, seed)
     texts = sorted({c.text for i in some or range(len(train)) for c in train[i].known_captions})
     examples = Examples(train, some, texts)
     prompter = Prompter(lm, tokenizer, examples.answers, listed=not some)
-    val, test = read(Episodes(data, "val"), n_val), read(fresh_episodes(), n_test)
+    val, test = described(Episodes(data, "val"), n_val), described(fresh_episodes(), n_test)
     about = f"{annotated} annotated, {len(test)} to test"
     print(f"{about:24}    F1  precision  recall  95 % of F1  chosen on {len(val)} of val")
     args = examples.answers, val, test

@@ -4,8 +4,8 @@ train.py against the mask, with the heads of Pythia-70m.
 
     python -m bench.speed_ahead
 
-The clock is the processor's own, which neighbours do not disturb. Both take turns, must agree before
-they are timed, and the least of three rounds counts.
+The clock is the processor's own, which neighbours do not disturb. Both take turns, must agree
+before they are timed, and the least of three rounds counts.
 """
 
 from configurator import run

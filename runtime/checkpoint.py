@@ -86,7 +86,7 @@ def resume_from(out_dir, resume, config, fixed, identity):
             f"{folder} is there: --resume goes on from it, another --out_dir starts anew"
         )
     verify(folder)
-    changed = changes(folder, config)
+    changed = changed_settings(folder, config)
     other = [changed[name] for name in fixed if name in changed]
     if other:
         raise ValueError(f"{folder} is of another run ({', '.join(other)}): another --out_dir")
@@ -246,7 +246,7 @@ def restore_optimizer(optimizer, saved):
     optimizer.load_state_dict(saved)
 
 
-def changes(folder, config):
+def changed_settings(folder, config):
     """{name: what it was and is} of the settings that are not as in a checkpoint."""
     saved = read_json(folder / "config.json")
     return {
@@ -260,9 +260,9 @@ def read_state(folder):
     return torch.load(folder / "state.pt", map_location="cpu", weights_only=True, mmap=True)
 
 
-def load(folder, parts, optimizer, config):
+def restore_run(folder, parts, optimizer, config):
     """Puts weights {name: module} and optimizer back as saved. Returns the rest of the state."""
-    changed, state = changes(folder, config), read_state(folder)
+    changed, state = changed_settings(folder, config), read_state(folder)
     for name, part in parts.items():
         restore(part, folder / name)
     restore_optimizer(optimizer, state.pop("optimizer"))

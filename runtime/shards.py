@@ -81,7 +81,7 @@ def pictures_path(path):
     return path.with_name(path.stem + "-pictures.safetensors")
 
 
-def checksums(rows):
+def row_checksums(rows):
     """CRC-32 of the bytes of each row: (N, ..) tensor -> (N,) int64."""
     return torch.tensor([zlib.crc32(row) for row in rows.contiguous().view(torch.uint8).numpy()])
 
@@ -101,15 +101,15 @@ def write(path, runs, records, pictures):
     """Writes a shard of runs [(n, D), ..], the .safetensors last: with it the shard is complete."""
     path.parent.mkdir(parents=True, exist_ok=True)
     pictures = {name: torch.as_tensor(x).contiguous() for name, x in pictures.items()}
-    shown = json.dumps({name: int(checksums(x[None])[0]) for name, x in pictures.items()})
+    shown = json.dumps({name: int(row_checksums(x[None])[0]) for name, x in pictures.items()})
     if pictures:
         save_tensors(pictures, pictures_path(path), {"crc": shown})
     lines = "".join(write_line(record) for record in records)
     replace(path.with_suffix(".jsonl"), lambda beside: beside.write_text(lines))
     rows = torch.cat(runs).contiguous()
     offsets = torch.tensor([0] + [len(run) for run in runs]).cumsum(0)
-    crc = torch.from_numpy(checksums(rows).numpy().astype(np.uint32))
-    index = dict(format=FORMAT, offsets=int(checksums(offsets[None])[0]))
+    crc = torch.from_numpy(row_checksums(rows).numpy().astype(np.uint32))
+    index = dict(format=FORMAT, offsets=int(row_checksums(offsets[None])[0]))
     index |= dict(rows=zlib.crc32(crc.numpy()), lines=lines_sum(lines.encode().splitlines()))
     index |= dict(pictures=zlib.crc32(shown.encode()))
     tensors = dict(obs=rows, offsets=offsets, crc=crc)
@@ -171,7 +171,7 @@ class Shard:
                 raise ValueError("offsets are no list of int64")
             if self.crc and (self.crc.get_shape(), self.crc.get_dtype()) != (shape[:1], "U32"):
                 raise ValueError("crc is no list of uint32, one a step")
-            crc = int(checksums(self.offsets[None])[0])
+            crc = int(row_checksums(self.offsets[None])[0])
         if index.get("format", FORMAT) != FORMAT:
             raise ValueError(f"{path}: format {index['format']}, {FORMAT} is read here")
         if len(shape) != 2 or width not in (None, shape[1]) or dtype not in (None, stored):
@@ -199,7 +199,7 @@ class Shard:
         rows = self.rows[start:stop].clone()
         broken = torch.zeros(len(rows), dtype=torch.bool)
         if self.crc is not None:
-            broken = checksums(rows) != self.crc[start:stop].to(torch.int64)
+            broken = row_checksums(rows) != self.crc[start:stop].to(torch.int64)
         return rows, broken, ~finite(rows)
 
     def records(self):
@@ -228,7 +228,7 @@ class Shard:
             frames = file.get_tensor(name)
             if frames.dtype != torch.uint8 or frames.dim() != 4 or frames.shape[3] != 3:
                 raise ValueError(f"{name} is no (N, h, w, 3) uint8")
-        if crcs.get(name) not in (None, int(checksums(frames[None])[0])):
+        if crcs.get(name) not in (None, int(row_checksums(frames[None])[0])):
             raise ValueError(f"{path}, episode {name}: pictures are not as written")
         return frames
 

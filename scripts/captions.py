@@ -208,7 +208,7 @@ class AnyEpisode(dict):
         return LONGEST
 
 
-def read_text(path, fps, frame_rate=0.0):
+def read_text_file(path, fps, frame_rate=0.0):
     """A list of captions for each episode of the text."""
     captions, _ = read_captions(path, AnyEpisode(), fps, "all", frame_rate)
     return list(captions.values())

@@ -69,7 +69,7 @@ def scores_of(out_dir, folder):
     return table(["episodes", *SCORES], *rows) + "\n" + by_text
 
 
-def describe(folder, meta):
+def about_data(folder, meta):
     """How much of a data set each split has, and what meta.json says of it."""
     lines = [f"- {key}: {meta.get(key) or 'not told'}" for key in ("source", "licence")]
     for split in meta["splits"]:
@@ -91,7 +91,7 @@ def write_card(out_dir):
         D=meta["obs_dim"],
         rate=f" ({rate:g} steps a second)" if rate else "",
         scores=scores_of(out_dir, folder),
-        data=describe(config["data"], meta),
+        data=about_data(config["data"], meta),
         settings=", ".join(f"`{name}={value!r}`" for name, value in config.items()),
     )
     replace(folder / "README.md", lambda beside: beside.write_text(card, encoding="utf-8"))

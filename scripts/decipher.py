@@ -34,7 +34,7 @@ from data import shortest_repeat
 from runtime.dataset import Caption, Episode, Episodes, choose_annotated, write_shard
 from runtime.files import alone, check_empty
 from runtime.shards import read_meta, write_meta
-from scripts.captions import read_text
+from scripts.captions import read_text_file
 
 data = ""  # the data set whose observations are to get captions
 text = ""  # .csv or .jsonl of captions of other episodes
@@ -306,7 +306,7 @@ def main():
     check_range(globals(), 0, "seed", most=2**63 - 1)
     check_empty(out)
     meta, train = read_meta(data), Episodes(data, "train")
-    said = read_text(text, meta["steps_per_second"] or 0)
+    said = read_text_file(text, meta["steps_per_second"] or 0)
     annotated = choose_annotated(train, n_annotated, seed)
     if len(annotated) == len(train):
         raise ValueError(f"{data}: all training episodes are annotated; --n_annotated keeps fewer")

@@ -93,7 +93,7 @@ def write_elan(path, captions, rate, video):
     eaf.to_file(path)
 
 
-def write(path, captions, steps, rate):
+def write_file(path, captions, steps, rate):
     path.parent.mkdir(parents=True, exist_ok=True)
     if format == "eaf":
         beside = Path(videos or path.parent).glob(f"{glob.escape(path.stem)}.*")
@@ -132,7 +132,7 @@ def main():
     paths, count = paths_for(episodes), 0
     for i, path in enumerate(tqdm(paths, "writing", disable=None)):
         captions = said_by(encoder, episodes, i, tokenizer)
-        write(path, captions, episodes[i].steps, rate)
+        write_file(path, captions, episodes[i].steps, rate)
         count += len(captions)
     print(f"{len(paths)} files with {count} captions in {out}, such as {paths[0]}")
 

@@ -34,7 +34,7 @@ from runtime.distributed import note_of, pick_device, portion
 from runtime.files import FULL, alone, checksum, read_json, regular_file, replace, write_json
 from runtime.patterns import composed, matching
 from runtime.pretrained import find_checkpoint
-from runtime.shards import checksums
+from runtime.shards import row_checksums
 
 videos = ""  # the files, e.g. 'clips/*.mp4'
 out = ""  # folder of the episodes
@@ -85,7 +85,7 @@ def timed(path):
     yield now + max(lasts, min(stands, length - now if length else stands)), None
 
 
-def chosen(path):
+def sampled(path):
     """(image, n) of a video: the frames that are seen, upright, each at n steps in a row.
 
     Raises ValueError where it cannot be read.
@@ -132,20 +132,20 @@ def load_backbone():
 
 
 @torch.no_grad()
-def embed(images, model, processor):
+def embed_images(images, model, processor):
     """Images -> (n, D) float32."""
     pixels = processor(images=images, return_tensors="pt")["pixel_values"].to(model.device)
     forward = getattr(model, "get_image_features", model)  # of a model of images and text
     return forward(pixel_values=pixels).pooler_output.flatten(1).float().cpu().numpy()
 
 
-def read(path, model, processor):
+def read_video(path, model, processor):
     """A video -> its embeddings (steps, D), and pictures (steps, h, w, 3) or an empty list."""
     rows, shown = [], []
-    frames = chosen(path)
+    frames = sampled(path)
     while batch := list(islice(frames, BATCH)):
         images, steps = zip(*batch, strict=True)
-        rows.append(embed(images, model, processor).repeat(steps, axis=0))
+        rows.append(embed_images(images, model, processor).repeat(steps, axis=0))
         if pictures:
             shown.append(np.repeat([small(image) for image in images], steps, axis=0))
     return np.concatenate(rows), np.concatenate(shown) if shown else shown
@@ -198,9 +198,9 @@ def read_records(settings):
     return dict(sorted(made.items()))
 
 
-def make_episode(name, path, model, processor):
+def write_episode(name, path, model, processor):
     """Reads a video, and writes its episode with the embeddings last."""
-    rows, shown = read(path, model, processor)
+    rows, shown = read_video(path, model, processor)
     if pictures:
         save(shown, Path(out, f"{name}-pictures.npy"))
     save(rows, Path(out, f"{name}.npy"))
@@ -210,7 +210,8 @@ def make():
     """The episodes of all videos. Raises ValueError at the end where some cannot be read."""
     paths = dict(portion([*find_videos().items()], part))
     model, processor = load_backbone()
-    weights = sum(int(checksums(x.cpu().reshape(1, -1))[0]) for x in model.state_dict().values())
+    whole = [x.cpu().reshape(1, -1) for x in model.state_dict().values()]
+    weights = sum(int(row_checksums(x)[0]) for x in whole)
     settings = dict(fps=fps, pictures=pictures, weights=weights)
     with contextlib.nullcontext() if part else alone(out):
         make_episodes(paths, settings, model, processor)
@@ -232,7 +233,7 @@ def make_episodes(paths, settings, model, processor):
             state = [os.path.getsize(regular_file(path)), checksum(path)]
             if made.get(name) == state and Path(out, f"{name}.npy").exists():
                 continue
-            make_episode(name, path, model, processor)
+            write_episode(name, path, model, processor)
         except (ValueError, OSError) as error:
             if getattr(error, "errno", None) in FULL:
                 raise

@@ -60,12 +60,12 @@ from runtime.shards import (
     shard_paths,
     write_meta,
 )
-from scripts.captions import read_all_captions, read_text
+from scripts.captions import read_all_captions, read_text_file
 from scripts.oddities import at_most, sameness, views
 from scripts.recordings import (
     check_rate,
     find_recordings,
-    load,
+    load_observations,
     load_pictures,
     lost_in,
     picture_bytes,
@@ -155,8 +155,8 @@ def fingerprint(recordings, texts, dtype, kept):
     for recording in recordings:
         about += [recording.id, os.path.abspath(recording.path), recording.name]
         about += [sum_of(recording.path), texts.get(recording.id)]
-        if recording.pictures().exists():
-            about.append(sum_of(recording.pictures()))
+        if recording.pictures_path().exists():
+            about.append(sum_of(recording.pictures_path()))
     return hashlib.sha256(json.dumps(about).encode()).hexdigest()
 
 
@@ -215,8 +215,8 @@ def make_episode(recording, texts, dtype, kept):
     in_episode = [caption for caption in in_episode if caption.text]
     if annotated == "all" and recording.id in texts:
         known = "all"
-    pictures = load_pictures(recording)
-    return Episode(recording.id, load(recording, dtype, kept), in_episode, known, pictures)
+    obs, pictures = load_observations(recording, dtype, kept), load_pictures(recording)
+    return Episode(recording.id, obs, in_episode, known, pictures)
 
 
 def look_at(episode, recording, kept, seen, lost):
@@ -327,7 +327,7 @@ def make():
     meta = dict(obs_dim=len(kept), dtype=dtype, steps_per_second=fps or None)
     present = [split for split in SPLITS if (split, 0) in shards]
     meta |= dict(source=source, licence=licence, splits=present)
-    said = [read_text(path, fps, frame_rate) for path in listed(text)]
+    said = [read_text_file(path, fps, frame_rate) for path in listed(text)]
     folder = Path(out)
     check_folder(folder)
     sum_of.cache_clear()

@@ -142,7 +142,7 @@ def doubts(stream, ahead):
     return dict(doubt=100 * (1 - least).mean().item()) | surprise
 
 
-def in_words(ids, tokenizer):
+def as_words(ids, tokenizer):
     """Tokens as text; runs of them are decoded at once, since a letter may be several."""
     parts = []
     for name, same in groupby(ids, NAMES.get):
@@ -151,7 +151,7 @@ def in_words(ids, tokenizer):
     return " ".join(parts)
 
 
-def fill(path, about):
+def fill_page(path, about):
     """Writes page.html with its parts and `about` inside; returns its size in bytes."""
     text = dumps(about, separators=(",", ":"), ensure_ascii=False)
     text = text.replace("<", "\\u003c")  # no caption can end the script
@@ -200,19 +200,19 @@ def thousandths(p):
     return (p.float() * 1000).round().int().tolist()
 
 
-def write(path, about, rows, stream, ahead, tokenizer, pictures, **more):
+def write_page(path, about, rows, stream, ahead, tokenizer, pictures, **more):
     """The page of an episode: what sample.annotate_episode returns, and more: `rate` in steps per
     second, `texts` that complete, `silences`, `features` to draw. Returns its size in bytes."""
     tok, (ids, probs) = stream[0].tolist(), ahead
     first, least = by_step(stream)
     used = {*tok, *ids.flatten().tolist()}
-    words = {i: in_words([i], tokenizer) for i in used}
-    said = [in_words(tok[a:b], tokenizer) for a, b in pairwise(first.tolist())]
+    words = {i: as_words([i], tokenizer) for i in used}
+    said = [as_words(tok[a:b], tokenizer) for a, b in pairwise(first.tolist())]
     content = dict(about=about, rows=rows, words=words) | more
     content |= dict(tok=tok, first=first.tolist(), said=said, prob=thousandths(least))
     content |= dict(ahead=ids.tolist(), chance=thousandths(probs))
     content["pictures"] = None if pictures is None else strips(np.asarray(pictures))
-    return fill(path, content)
+    return fill_page(path, content)
 
 
 def page_of(index, i):
@@ -226,10 +226,10 @@ def write_index(path, title, rate, pages, curves=None):
     learning curves. rows: of each caption its step, kind, text, near and sure."""
     pages = [page | dict(link=quote(Path(page["link"]).name)) for page in pages]
     pages.sort(key=lambda page: -page["doubt"] - page.get("surprise", 0))
-    fill(path, dict(title=title, rate=rate, pages=pages, curves=curves))
+    fill_page(path, dict(title=title, rate=rate, pages=pages, curves=curves))
 
 
-def chosen(source):
+def asked_for(source):
     """The numbers of the episodes asked for."""
     if episode:
         return [sample.number_of(source, split, episode)]
@@ -267,7 +267,7 @@ def main():
     source = Episodes(data or config["data"], split)
     names, texts = named_features(source.folder, source.meta["obs_dim"]), texts_of(source)
     rate, pages = source.meta["steps_per_second"], []
-    for i in chosen(source):
+    for i in asked_for(source):
         name, annotated = source[i].id, source[i].annotated
         steps = source[i].steps
         path = html if html and episode else page_of(index, i)
@@ -281,7 +281,7 @@ def main():
         more = dict(rate=rate, texts=texts, silences=spans)
         if pictures is None:
             more["features"] = heat_map(encoder.projector.features, source[i].obs, names)
-        size = write(path, about, rows, stream, ahead, tokenizer, pictures, **more)
+        size = write_page(path, about, rows, stream, ahead, tokenizer, pictures, **more)
         print(f"{path}  {size / 1e6:.1f} MB")
         kinds = Counter(row["kind"] for row in rows)
         scores = doubts(stream, ahead) | kinds

@@ -38,7 +38,7 @@ class Recording(NamedTuple):
     steps: int
     stride: int = 1
 
-    def pictures(self):
+    def pictures_path(self):
         """The file of its pictures, if it has any."""
         stem = Path(self.path).stem
         of_file = self.id[len(composed(stem)) :]  # '' or /array
@@ -203,7 +203,7 @@ def read_features(recordings, D, drop):
     return names, kept
 
 
-def load(recording, dtype, kept):
+def load_observations(recording, dtype, kept):
     """The kept features of an episode (N, D). Raises ValueError where one is not finite."""
     x = raw(recording)
     x = x if len(kept) == x.shape[1] else x[:, kept]
@@ -221,7 +221,7 @@ def load(recording, dtype, kept):
 
 def load_pictures(recording):
     """(steps, h, w, 3) uint8, mapped, or None where there are none. Raises ValueError."""
-    path = recording.pictures()
+    path = recording.pictures_path()
     if not path.exists():
         return None
     try:

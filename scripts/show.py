@@ -74,29 +74,29 @@ def text_statistics(episodes, tokenizer):
     return counts
 
 
-def in_seconds(rate, *steps):
+def as_seconds(rate, *steps):
     """Numbers of steps as ' (1.2 to 3 s)'; '' where no rate is known."""
     return " (" + " to ".join(f"{n / rate:g}" for n in steps) + " s)" if rate else ""
 
 
-def share(n, total):
+def percent(n, total):
     return f"{n} ({100 * n / max(total, 1):.0f} %)"
 
 
-def describe(split, episodes, counts):
+def show_split(split, episodes, counts):
     """A split in a few lines."""
     steps = [episode.steps for episode in episodes]
     total, rate = sum(steps), episodes.meta["steps_per_second"]
     hours = f", {total / rate / 3600:.2f} hours at {rate:g} steps per second" if rate else ""
     texts, tokens = counts["texts"], counts["tokens"]
     n = texts.total()
-    known = share(counts["known"], total)
+    known = percent(counts["known"], total)
     print(f"{split}: {len(steps)} episodes of {min(steps)} to {max(steps)} steps", end="")
-    print(f"{in_seconds(rate, min(steps), max(steps))}, {total:,} steps{hours}")
+    print(f"{as_seconds(rate, min(steps), max(steps))}, {total:,} steps{hours}")
     print(f"  annotated: {known} of the steps; {n} captions, {len(texts)} different")
     if not n:
         return
-    silent = share(counts["known"] - counts["spoken"], counts["known"])
+    silent = percent(counts["known"] - counts["spoken"], counts["known"])
     print(f"  a caption has {np.mean(tokens):.1f} tokens (most: {max(tokens)})", end="; ")
     print(f"silence: {silent} of the annotated steps")
     print("  most frequent:", ", ".join(f"{text} {count}" for text, count in texts.most_common(8)))
@@ -196,7 +196,7 @@ def show(folder):
     tokenizer = Tokenizer.from_captions(c.text for episode in every for c in episode.captions)
     counts = {split: text_statistics(episodes, tokenizer) for split, episodes in splits.items()}
     for split, episodes in splits.items():
-        describe(split, episodes, counts[split])
+        show_split(split, episodes, counts[split])
     mean, std, least, most, read, warnings = observation_statistics(splits)
     print(
         f"observations ({read} of {len(every)} episodes): values {least.min():.4g} to "

@@ -150,7 +150,7 @@ def episode(path, steps=60, pictures=True, K=6, also=(), **more):
     ids[rng.random((steps, K)) < 0.5] = SILENCE
     ahead = torch.from_numpy(ids), torch.from_numpy(rng.random((steps, K)))
     frames = rng.integers(0, 256, (steps, 64, 64, 3), dtype=np.uint8) if pictures else None
-    size = page.write(
+    size = page.write_page(
         path,
         ABOUT,
         rows,

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from runtime.patterns import listed
-from scripts.captions import read_all_captions, read_text
+from scripts.captions import read_all_captions, read_text_file
 
 STEPS = {"walk01": 100, "run/two": 100, "é": 100}
 
@@ -310,5 +310,5 @@ def test_broken_files_and_missing_libraries_are_one_line(tmp_path, monkeypatch, 
 
 def test_text_is_read_from_the_same_files(tmp_path):
     (tmp_path / "other.txt").write_text("5.0\t6.0\tb\n1.0\t1.0\ta\n")
-    [of] = read_text(str(tmp_path / "other.txt"), 10.0)
+    [of] = read_text_file(str(tmp_path / "other.txt"), 10.0)
     assert [(c.start, c.text) for c in of] == [(10, "a"), (50, "b")]

@@ -67,11 +67,11 @@ def test_a_picture_has_each_arm_that_was_scored(tmp_path, monkeypatch):
     path = tmp_path / "labels.svg"
     monkeypatch.setattr(labels, "out", str(tmp_path))
     monkeypatch.setattr(labels, "plot", str(path))
-    labels.draw()
+    labels.draw_plot()
     drawn = path.read_text()
     assert (
         ">encoder<" in drawn and ">L1 logistic regression<" in drawn and "deciphered" not in drawn
     )
     assert ">annotated episodes<" in drawn and ">2<" in drawn and ">8<" in drawn
-    labels.draw()
+    labels.draw_plot()
     assert path.read_text() == drawn  # the same again, for git

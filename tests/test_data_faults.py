@@ -123,7 +123,7 @@ def flipped_obs(folder):
 def obs(value):
     def edit(tensors):
         tensors["obs"][85, 1] = value
-        tensors["crc"] = shards.checksums(tensors["obs"]).to(torch.uint32)
+        tensors["crc"] = shards.row_checksums(tensors["obs"]).to(torch.uint32)
 
     return lambda folder: edit_shard(folder, edit)
 

@@ -98,7 +98,7 @@ def f1_by_counts_alone(places, monkeypatch, annotated):
     episodes, text = Episodes(places / "data", "train"), places / "text.jsonl"
     for i in annotated:
         episodes[i].annotated = "all"
-    captions = decipher.decipher(episodes, decipher.read_text(str(text), 0), annotated)
+    captions = decipher.decipher(episodes, decipher.read_text_file(str(text), 0), annotated)
     return score([episode.captions for episode in episodes], captions)["f1"]
 
 

@@ -61,7 +61,7 @@ def exported(folder, captions, rate, **settings):
         setattr(export, name, value)
     path = folder / f"ep.{export.format}"
     path.unlink(missing_ok=True)
-    export.write(path, captions, 1000, rate)
+    export.write_file(path, captions, 1000, rate)
     texts, by_person = read_all_captions([str(path)], {"ep": 1000}, rate, "all")
     assert by_person == {"ep"}  # for want of others
     return texts["ep"], path

@@ -61,7 +61,7 @@ def levels(path, fps):
     """The grey level that each step of a video sees."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(frames, "fps", fps)
-        return [np.asarray(image)[0, 0, 0] for image, n in frames.chosen(path) for _ in range(n)]
+        return [np.asarray(image)[0, 0, 0] for image, n in frames.sampled(path) for _ in range(n)]
 
 
 def test_a_step_sees_what_is_on_the_screen_at_its_time(tmp_path):
@@ -136,7 +136,7 @@ def test_a_frame_is_upright(tmp_path):
     image = grey(0)
     image[:, :32] = 255  # white on the left
     path = make_video(tmp_path / "a.mp4", [(0, image), (1, image)], turned=-90)  # clockwise
-    shown = np.asarray(next(frames.chosen(path))[0])
+    shown = np.asarray(next(frames.sampled(path))[0])
     assert shown.shape == (64, 36, 3) and shown[:32].min() == 255  # white above
 
 

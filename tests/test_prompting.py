@@ -93,4 +93,4 @@ def test_a_missing_folder_of_weights_is_one_line(monkeypatch):
     for package in ("accelerate", "gguf"):
         monkeypatch.setitem(__import__("sys").modules, package, SimpleNamespace())
     with pytest.raises(ValueError, match="no such file or folder"):
-        prompting.load("nowhere")
+        prompting.load_model("nowhere")

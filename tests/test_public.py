@@ -83,7 +83,7 @@ def test_the_fit_is_the_least_of_the_penalised_likelihood(tmp_path, monkeypatch)
     model = probe.Probe(train, annotated, 2)
     model.fit(1e-2)
     seen = [model.look(train[i]).unfold(0, 2, 1).flatten(1) for i in annotated]
-    label = torch.cat([probe.starts(train[i], model.texts) for i in annotated])
+    label = torch.cat([probe.start_labels(train[i], model.texts) for i in annotated])
     x = torch.nn.functional.pad(torch.cat(seen), (0, 1), value=1.0)[label >= 0]
     y = torch.eye(3)[label[label >= 0]]
     assert len(x) == 60 + 30 + 60

@@ -9,8 +9,8 @@ from vpt_made import SAMPLES, make_recording, make_video, read_barcode, tick, wi
 from domains.vpt.recordings import (
     Line,
     decode,
-    draw,
     draw_arrow,
+    draw_cursor,
     pictures,
     read_cursor,
     read_line,
@@ -154,7 +154,7 @@ def test_the_cursor_follows_the_size_of_the_players_window(tmp_path):
         found, next(pictures(mp4, read_lines(tmp_path / "a.jsonl"), 128, ARROW))
     )
     frame = next(decode(mp4))
-    draw(ARROW, frame, 100, 150)
+    draw_cursor(ARROW, frame, 100, 150)
     assert np.array_equal(found, resize(frame, 128))
 
 
@@ -163,9 +163,9 @@ def test_the_cursor_follows_the_size_of_the_players_window(tmp_path):
 )
 def test_drawing_beyond_an_edge_draws_the_part_inside(x, y):
     frame, canvas = np.full((360, 640, 3), 40, np.uint8), np.full((600, 900, 3), 40, np.uint8)
-    draw(ARROW, frame, x, y)
+    draw_cursor(ARROW, frame, x, y)
     if -100 <= x < 700:
-        draw(ARROW, canvas, x + 120, y + 120)
+        draw_cursor(ARROW, canvas, x + 120, y + 120)
     assert np.array_equal(frame, canvas[120:480, 120:760])
 
 

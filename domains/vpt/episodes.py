@@ -138,7 +138,7 @@ class Writer:
         Raises ValueError if it was begun otherwise."""
         self.folder, self.part = Path(folder), part
         with alone(self.folder, wait=True):
-            check_settings(self.folder / "made-with.json", settings)
+            check_begun(self.folder / "made-with.json", settings)
         paths = part and [shard_path(folder, *shard) for shard in part]
         self.ids, self.width = read_written(self.folder, paths)
         if part is not None and not self.ids <= {*itertools.chain(*part.values())}:
@@ -235,7 +235,7 @@ class Writer:
             raise ValueError(f"{self.folder}: nothing to train on, all recordings were skipped")
 
 
-def check_settings(path, settings):
+def check_begun(path, settings):
     """Latents of two networks must not end up in one data set."""
     if path.exists():
         try:

@@ -134,7 +134,7 @@ def pictures(mp4, lines, size, cursor):
             line = lines[n_frames] or line  # on a broken line the screen is as it was
             if line.gui and line.cursor:
                 x, y = line.cursor
-                draw(cursor, frame, int(x * HEIGHT / height), int(y * HEIGHT / height))
+                draw_cursor(cursor, frame, int(x * HEIGHT / height), int(y * HEIGHT / height))
             yield resize(frame, size)
         n_frames += 1
     cut_short = bool(lines) and lines[-1] is None and n_frames > len(lines)
@@ -193,7 +193,7 @@ def read_cursor(path):
         raise ValueError(f"{path}: not a picture; without --cursor an arrow is drawn") from None
 
 
-def draw(cursor, frame, x, y):
+def draw_cursor(cursor, frame, x, y):
     """Blends cursor (h, w, 4) onto the frame in place, its top left corner at column x, row y."""
     left, top = max(x, 0), max(y, 0)
     under = frame[top:, left:]
