@@ -45,7 +45,7 @@ def test_a_followed_stream_gives_the_captions_of_the_episode(a_run, toy, tokeniz
     captions, timing = follow(raw.tobytes(), dtype)
     found = [(c["start"], c["end"], c["text"]) for c in captions]
     assert found == [caption for caption, _ in expected] and found
-    assert [c["sure"] for c in captions] == pytest.approx([sure for _, sure in expected], abs=1e-3)
+    assert [c["sure"] for c in captions] == pytest.approx([sure for _, sure in expected], abs=2e-3)
     assert "(p50)" in timing and "latest 40 steps" in timing
     in_seconds, _ = follow(raw.tobytes(), dtype, rate=4)
     assert [c["start"] * 4 for c in in_seconds] == [c["start"] for c in captions]
