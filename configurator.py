@@ -47,9 +47,9 @@ def from_file(path, defaults=()):
     namespace = {}
     try:
         exec(compile(Path(path).read_text(encoding="utf-8-sig"), path, "exec"), namespace)
+    except KeyboardInterrupt:
+        raise
     except BaseException as error:
-        if isinstance(error, KeyboardInterrupt):
-            raise
         raise ValueError(f"{path}: {type(error).__name__}: {one_line(error)}") from None
     named = {name: value for name, value in namespace.items() if not str(name).startswith("_")}
     tools = types.ModuleType, types.FunctionType, types.BuiltinFunctionType, type

@@ -128,9 +128,11 @@ def spans(tok):
 
 def read_stream(tok, step, tokenizer):
     """The slots of a stream (L,) -> its captions."""
-    tok = [int(token) for token in tok]
-    starts = [(int(step[first]), tokenizer.decode(tok[first:last])) for first, last in spans(tok)]
-    return [Caption(start, start + 1, text) for start, text in starts]
+    tok, captions = [int(token) for token in tok], []
+    for first, last in spans(tok):
+        start = int(step[first])
+        captions.append(Caption(start, start + 1, tokenizer.decode(tok[first:last])))
+    return captions
 
 
 def shortest_repeat(episodes):
@@ -167,16 +169,14 @@ def f1(hits, n_written, n_true):
 def word_overlap(true, written, tolerance=3):
     """The largest sum of word F1 over pairs of captions, one to one and in order, that start within
     +- `tolerance` steps, as SODA has it for dense captions (Fujita et al., ECCV 2020)."""
-    true, written = (
-        [(c.start, Counter(c.text.split())) for c in sorted(captions)]
-        for captions in (true, written)
-    )
+    written = [(caption.start, Counter(caption.text.split())) for caption in sorted(written)]
     best = [0.0] * (len(written) + 1)  # of the captions so far and the first j written ones
-    for start, words in true:
+    for caption in sorted(true):
+        words = Counter(caption.text.split())
         diagonal = 0.0
-        for j, (other_start, other_words) in enumerate(written, 1):
+        for j, (start, other_words) in enumerate(written, 1):
             pair = 0.0
-            if abs(start - other_start) <= tolerance:
+            if abs(caption.start - start) <= tolerance:
                 shared = (words & other_words).total()
                 pair = f1(shared, words.total(), other_words.total())
             diagonal, best[j] = best[j], max(best[j], best[j - 1], diagonal + pair)
@@ -201,7 +201,7 @@ def score(true, written):
         word_f1=overlap / max(longer, 1),
         precision=hits.total() / max(said.total(), 1),
         recall=hits.total() / max(real.total(), 1),
-        texts={t: (f1(hits[t], said[t], real[t]), real[t]) for t, _ in real.most_common()},
+        texts={text: (f1(hits[text], said[text], n), n) for text, n in real.most_common()},
     )
 
 

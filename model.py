@@ -42,10 +42,10 @@ class Config:
         """Raises ValueError where a value cannot be meant: config.json may hold anything."""
         for f in fields(self):
             value = getattr(self, f.name)
-            sane = type(value) is f.type or (f.type is float and type(value) is int)
-            if sane and f.type in (int, float):
-                sane = value == f.default or 0 < value <= MOST.get(f.name, 2**24)
-            if not sane or f.type is str and value not in GELU:
+            fits = type(value) is f.type or (f.type is float and type(value) is int)
+            if fits and f.type in (int, float):
+                fits = value == f.default or 0 < value <= MOST.get(f.name, 2**24)
+            if not fits or f.type is str and value not in GELU:
                 raise ValueError(f"{f.name} is {value!r:.80}, like {f.default!r} is wanted")
         self.intermediate_size = self.intermediate_size or 4 * self.hidden_size
         heads = self.num_attention_heads
@@ -95,7 +95,8 @@ def rotary(config, pos):
 
 
 def rotate(x, cos, sin):  # x (.., N, hs)
-    turned, passed = x[..., : cos.shape[-1]], x[..., cos.shape[-1] :]
+    dims = cos.shape[-1]
+    turned, passed = x[..., :dims], x[..., dims:]
     first, second = turned.chunk(2, -1)
     turned = turned * cos + torch.cat((second, first), -1) * sin
     return torch.cat((turned, passed), -1)

@@ -45,14 +45,15 @@ def number_of(source, split, name):
     """The number of an episode of a split, given by its name or number."""
     name = normalize("NFC", name)  # é is one character or two
     names = [normalize("NFC", episode.id) for episode in source]
-    numbers = {str(n): n for n in range(len(names))} | {x: n for n, x in enumerate(names)}
-    if name in numbers:
-        return numbers[name]
-    where = {e.id: x for x in source.meta["splits"] for e in Episodes(source.folder, x)}
+    if name in names:
+        return names.index(name)
+    if name in map(str, range(len(names))):
+        return int(name)
     [nearest] = difflib.get_close_matches(name, names, 1, 0.0)
     hint = f"it has 0 .. {len(names) - 1}, or a name, as {nearest!r}"
-    if name in where:
-        hint = f"it is in --split={where[name]}"
+    for other in source.meta["splits"]:
+        if name in [episode.id for episode in Episodes(source.folder, other)]:
+            hint = f"it is in --split={other}"
     raise ValueError(f"--episode={name}: not in the split {split}; {hint}")
 
 
@@ -61,43 +62,63 @@ def timestamp(step, rate):
     return step / rate if rate else step
 
 
-def ahead_cache(T):
-    """Attention of a layer under train.ahead_mask: T rows, then a row of each block at a time."""
-    past, main = [], torch.ones(T, T, dtype=torch.bool).tril()
+def ahead_cache(L):
+    """Attention of a layer under train.ahead_mask: L rows, then a row of each block at a time."""
+    keys, values, masks = [], [], [torch.ones(L, L, dtype=torch.bool).tril()]
 
-    def attend(q, k, v):  # (B, H, T, hs)
-        past.append((k, v))
-        keys, values = (torch.cat(x, 2) for x in zip(*past, strict=True))
-        mask = torch.cat([main, *[torch.eye(T).bool()] * (len(past) - 1)], 1)
-        return F.scaled_dot_product_attention(q, keys, values, mask.to(q.device))
+    def attend(q, k, v):  # (B, H, L, hs)
+        keys.append(k)
+        values.append(v)
+        mask = torch.cat(masks, 1)  # (L, n L)
+        masks.append(torch.eye(L, dtype=torch.bool))  # a block sees itself
+        k, v = torch.cat(keys, 2), torch.cat(values, 2)
+        return F.scaled_dot_product_attention(q, k, v, mask.to(q.device))
 
     return attend
+
+
+def look_ahead(encoder, predictor, obs, tok, step):
+    """The likeliest K tokens after each slot of windows, and how likely: (B, L, K) each.
+    obs (B, T, D), tok and step (B, L)."""
+    lm = predictor.lm
+    before = F.pad(tok[:, :-1], (1, 0), value=SILENCE)  # (B, L)
+    hidden = encoder(obs, before, step)
+    pos = torch.arange(tok.shape[1], device=tok.device)
+    layers = [ahead_cache(len(pos)) for _ in lm.gpt_neox.layers]
+    lm.stack(lm.embed(before) + predictor.condition(hidden), pos, cache=layers)
+    ids, probs = [], []
+    for ahead in range(1, predictor.K + 1):
+        hidden = lm.stack(lm.embed(tok), pos + ahead, cache=layers)
+        prob, tok = lm.embed_out(hidden).float().softmax(-1).max(-1)  # (B, L)
+        ids.append(tok.cpu())
+        probs.append(prob.cpu())
+    return torch.stack(ids, -1), torch.stack(probs, -1)
+
+
+def written_windows(obs, tok, step, half):
+    """The windows in which annotate() wrote a stream: observations, tokens, their steps, and which
+    slots are the last of a step that no window before it has."""
+    N = len(obs)
+    for start in range(0, max(N - half, 1), half):
+        end = min(start + 2 * half, N)
+        inside = (step >= start) & (step < end)
+        said, at = tok[inside], step[inside] - start  # (l,)
+        new = (said == SILENCE) & (at >= (half if start else 0))
+        yield obs[start:end], said, at, new
 
 
 @torch.no_grad()
 def forecasts(encoder, predictor, obs, tok, step):
     """The likeliest K tokens after all that is said at each step, and how likely: (N, K).
     obs (1, N, D); its stream tok, step (1, L)."""
-    half, N, lm, windows, parts = encoder.T // 2, obs.shape[1], predictor.lm, [], []
-    for start in range(0, max(N - half, 1), half):  # as annotate() wrote them
-        inside = (step[0] >= start) & (step[0] < min(start + 2 * half, N))
-        said, at = tok[0, inside], step[0, inside] - start  # (l,)
-        new = (said == SILENCE) & (at >= (half if start else 0))
-        windows.append((obs[0, start : start + 2 * half], said, at, new))
+    windows = list(written_windows(obs[0], tok[0], step[0], encoder.T // 2))
+    parts = []
     for first in range(0, len(windows), 8):  # so many are quicker at once
-        some = zip(*windows[first : first + 8], strict=True)
-        seen, heard, at, new = (pad_sequence(x, batch_first=True) for x in some)
-        before = F.pad(heard[:, :-1], (1, 0), value=SILENCE)  # (B, l)
-        main = lm.embed(before) + predictor.condition(encoder(seen, before, at))
-        pos, told = torch.arange(main.shape[1], device=main.device), []
-        layers = [ahead_cache(main.shape[1]) for _ in lm.gpt_neox.layers]
-        lm.stack(main, pos, cache=layers)
-        for ahead in range(1, predictor.K + 1):
-            hidden = lm.stack(lm.embed(heard), pos + ahead, cache=layers)
-            prob, heard = lm.embed_out(hidden).float().softmax(-1).max(-1)
-            told.append((heard[new].cpu(), prob[new].cpu()))
-        parts.append([torch.stack(x, -1) for x in zip(*told, strict=True)])
-    return tuple(torch.cat(part) for part in zip(*parts, strict=True))
+        group = zip(*windows[first : first + 8], strict=True)
+        *inputs, new = (pad_sequence(x, batch_first=True) for x in group)
+        parts.append([x[new.cpu()] for x in look_ahead(encoder, predictor, *inputs)])
+    ids, probs = (torch.cat(part) for part in zip(*parts, strict=True))
+    return ids, probs
 
 
 def forecast_text(ids, tokenizer, rate):
@@ -113,8 +134,8 @@ def forecast_text(ids, tokenizer, rate):
 def with_confidence(tok, step, prob, tokenizer):
     """The captions of a stream (L,), each with the probability of its least sure token."""
     captions = read_stream(tok, step, tokenizer)
-    sure = [round(prob[first:last].min().item(), 3) for first, last in spans(tok.tolist())]
-    return list(zip(captions, sure, strict=True))
+    least = [prob[first:last].min().item() for first, last in spans(tok.tolist())]
+    return [(caption, round(p, 3)) for caption, p in zip(captions, least, strict=True)]
 
 
 def judge(episode, written):
@@ -123,17 +144,22 @@ def judge(episode, written):
 
     written: [(caption, how sure), ..].
     """
-    true, known = episode.captions, episode.known
-    pairs = match(true, [caption for caption, _ in written])
-    found = {id(caption) for pair in pairs for caption in pair}  # the same may stand there twice
-    pairs += [(caption, None) for caption in true if id(caption) not in found]
-    pairs += [(None, caption) for caption, _ in written if id(caption) not in found]
-    confidence, rows = {id(caption): sure for caption, sure in written}, []
-    for t, w in pairs:
-        step, _, text = w or t
-        kind = ("hit" if w else "missed") if t else "false" if known[step] else "unknown"
-        row = dict(step=step, kind=kind, text=text, true=t and t[:2], written=w and w[:2])
-        rows.append(row | dict(sure=confidence.get(id(w))))
+    confidence = {id(caption): sure for caption, sure in written}  # the same may stand there twice
+    written, known = [caption for caption, _ in written], episode.known
+    pairs = match(episode.captions, written)
+    found = {id(caption) for pair in pairs for caption in pair}
+    pairs += [(caption, None) for caption in episode.captions if id(caption) not in found]
+    pairs += [(None, caption) for caption in written if id(caption) not in found]
+    rows = []
+    for true, said in pairs:
+        step, _, text = said or true
+        if true:
+            kind = "hit" if said else "missed"
+        else:
+            kind = "false" if known[step] else "unknown"
+        row = dict(step=step, kind=kind, text=text)
+        row |= dict(true=true and true[:2], written=said and said[:2])
+        rows.append(row | dict(sure=confidence.get(id(said))))
     return sorted(rows, key=lambda row: row["step"])
 
 
@@ -156,10 +182,12 @@ def annotate_episode(encoder, predictor, episodes, i, tokenizer, min_prob=0.0):
 
 def as_json(rows, name, rate):
     """The written captions, an object a line, as scripts.pack takes them."""
-    for row in [row for row in rows if row["written"]]:
-        start, end = (timestamp(step, rate) for step in row["written"])
-        line = dict(episode=name, start=start, end=end, unit="seconds" if rate else "steps")
-        print(dumps(line | {key: row[key] for key in ("text", "kind", "sure", "expected")}))
+    unit = "seconds" if rate else "steps"
+    for row in rows:
+        if row["written"]:
+            start, end = (timestamp(step, rate) for step in row["written"])
+            line = dict(episode=name, start=start, end=end, unit=unit)
+            print(dumps(line | {key: row[key] for key in ("text", "kind", "sure", "expected")}))
 
 
 def as_text(rows, rate):
