@@ -310,7 +310,7 @@ def make():
     """The data set that the settings describe."""
     check_settings()
     recordings, D, dtype = find_recordings(obs, array, stride)
-    check_rate(recordings, fps * stride)
+    check_rate(recordings, fps)
     names, kept = read_features(recordings, D, drop)
     lengths = {r.id: r.steps for r in recordings}
     texts, by_person = read_all_captions(listed(captions), lengths, fps, annotated, frame_rate)

@@ -147,11 +147,12 @@ def find_recordings(obs, array="", stride=1):
 
 
 def check_rate(recordings, fps):
-    """Raises ValueError where scripts.frames made episodes with another number of steps a second
-    than the times of captions are read by."""
+    """Raises ValueError where scripts.frames made episodes with another number of rows a second
+    than --fps and the stride say."""
+    rate = fps * recordings[0].stride
     for path in sorted({Path(recording.path).with_name("frames.json") for recording in recordings}):
-        made = read_json(path).get("fps", fps) if path.is_file() else fps
-        if fps and made != fps:
+        made = read_json(path).get("fps", rate) if path.is_file() else rate
+        if fps and made != rate:
             raise ValueError(f"--fps={fps:g}: scripts.frames made them with --fps={made} ({path})")
 
 
