@@ -45,7 +45,7 @@ def newest(out_dir):
     return max(checkpoints(out_dir), key=lambda path: int(path.name[5:]), default=None)
 
 
-def best(out_dir):
+def best_folder(out_dir):
     """The checkpoint of a run that is best on validation, else the newest. Raises ValueError."""
     paths = checkpoints(out_dir)
     if not paths:
@@ -61,7 +61,7 @@ def best(out_dir):
 def open_best(out_dir):
     """The folder of a run's best checkpoint, whole, and its settings. A relative `data` is found
     here, else in the nearest folder above the run. Raises ValueError."""
-    folder = best(out_dir)
+    folder = best_folder(out_dir)
     verify(folder)
     config = read_json(folder / "config.json")
     places = [Path(), *folder.resolve().parents]

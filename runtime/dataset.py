@@ -79,7 +79,7 @@ def write_shard(folder, split, index, episodes):
         for fault in record_faults(record, len(e.obs)):
             raise ValueError(f"{path}, episode {e.id}: {fault}")
     pictures = {e.id: e.pictures for e in episodes if e.pictures is not None}
-    shards.write(path, [torch.as_tensor(e.obs) for e in episodes], records, pictures)
+    shards.write_rows(path, [torch.as_tensor(e.obs) for e in episodes], records, pictures)
 
 
 def is_empty(text):

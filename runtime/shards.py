@@ -97,7 +97,7 @@ def finite(rows):
     return torch.from_numpy((bits & infinity != infinity).all(1))
 
 
-def write(path, runs, records, pictures):
+def write_rows(path, runs, records, pictures):
     """Writes a shard of runs [(n, D), ..], the .safetensors last: with it the shard is complete."""
     path.parent.mkdir(parents=True, exist_ok=True)
     pictures = {name: torch.as_tensor(x).contiguous() for name, x in pictures.items()}

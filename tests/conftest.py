@@ -1,7 +1,7 @@
 import contextlib
 import io
 import json
-import multiprocessing
+import multiprocessing.dummy
 import runpy
 from pathlib import Path
 from unittest import mock
@@ -45,6 +45,17 @@ def program(path, *arguments):
     if torch.are_deterministic_algorithms_enabled():  # to say so imports a compiler: seconds
         torch.use_deterministic_algorithms(False)
     return code, out.getvalue(), err.getvalue()
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def make_played(module, folder, processes=1, context=multiprocessing.dummy, **settings):
+    """A data set of a module that plays, its episodes in a thread, or in forks: a process that is
+    spawned takes seconds to start."""
+    with mock.patch.object(module, "workers", context.Pool):
+        module.make(folder, processes=processes, **settings)
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 pytest.importorskip("crafter", reason="pip install -r requirements.txt")
-from conftest import program  # noqa: E402
+from conftest import contents, make_played, program  # noqa: E402
 
 from domains import crafter_details, crafter_play  # noqa: E402
 from runtime.dataset import (
@@ -20,14 +20,8 @@ from runtime.dataset import (
 SMALL = dict(train=2, val=1, test=1, steps=40, area=20)
 
 
-def contents(folder):
-    return {p.name: p.read_bytes() for p in folder.iterdir()}
-
-
-def make(folder, processes=1, context=multiprocessing.dummy):
-    """In a thread, or in forks: a process that is spawned takes seconds to start."""
-    with mock.patch.object(crafter_play, "workers", context.Pool):
-        crafter_play.make(folder, processes=processes, **SMALL)
+def make(folder, **settings):
+    make_played(crafter_play, folder, **SMALL | settings)
 
 
 @pytest.fixture(scope="module")

@@ -352,9 +352,9 @@ def test_pictures_of_another_data_set_are_told(toy, other):
     path, pictures = toy / "train-00000.safetensors", {"train-0": np.zeros((40, 2, 2, 3), np.uint8)}
     records = [json.loads(line) for line in path.with_suffix(".jsonl").read_text().splitlines()]
     runs = [torch.as_tensor(episode.obs) for episode in Episodes(toy, "train")]
-    shards.write(path, runs, records, pictures)
+    shards.write_rows(path, runs, records, pictures)
     kept = shards.pictures_path(path).read_bytes()
-    shards.write(path, runs, records, other)
+    shards.write_rows(path, runs, records, other)
     shards.pictures_path(path).write_bytes(kept)
     with pytest.raises(ValueError, match="pictures.safetensors: .*pictures of another data set"):
         shards.Shard(path).pictures("train-0")

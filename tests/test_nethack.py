@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 pytest.importorskip("nle", reason="pip install -r requirements-extra.txt")
-from conftest import program  # noqa: E402
+from conftest import contents, make_played, program  # noqa: E402
 from nle import nethack  # noqa: E402
 
 from domains import nethack_dataset, nethack_game, nethack_play  # noqa: E402
@@ -18,14 +18,8 @@ from runtime.dataset import (
 SMALL = dict(train=1, val=1, test=1, steps=30)
 
 
-def contents(folder):
-    return {p.name: p.read_bytes() for p in folder.iterdir()}
-
-
-def make(folder, processes=1, context=multiprocessing.dummy, **options):
-    """In a thread, or in forks: a process that is spawned takes seconds to start."""
-    with mock.patch.object(nethack_play, "workers", context.Pool):
-        nethack_play.make(folder, processes=processes, **SMALL | options)
+def make(folder, **settings):
+    make_played(nethack_play, folder, **SMALL | settings)
 
 
 @pytest.fixture(scope="module")

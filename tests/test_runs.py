@@ -165,18 +165,18 @@ def test_the_newest_checkpoints_and_the_best_stay(data, tmp_path, monkeypatch):
     run(data, tmp_path / "out", "--max_iters=5", "--eval_interval=1")
     names = sorted(path.name for path in (tmp_path / "out").glob("*step-*"))
     assert names == ["step-000003", "step-000004", "step-000005"]
-    assert checkpoint.best(tmp_path / "out").name == "step-000003"
-    Encoder.from_pretrained(checkpoint.best(tmp_path / "out") / "encoder")
+    assert checkpoint.best_folder(tmp_path / "out").name == "step-000003"
+    Encoder.from_pretrained(checkpoint.best_folder(tmp_path / "out") / "encoder")
     (tmp_path / "out/best").write_text("nonsense")
-    assert checkpoint.best(tmp_path / "out").name == "step-000005"
+    assert checkpoint.best_folder(tmp_path / "out").name == "step-000005"
 
 
 def test_what_is_no_run_is_told_from_a_run_without_checkpoints(a_run, toy, tmp_path):
     for folder in (a_run, toy):
         with pytest.raises(ValueError, match=f"{folder.name}: no checkpoint; the folder of a run"):
-            checkpoint.best(folder)
+            checkpoint.best_folder(folder)
     with pytest.raises(ValueError, match="no checkpoint; `python train.py --out_dir=.*` makes one"):
-        checkpoint.best(tmp_path / "new")
+        checkpoint.best_folder(tmp_path / "new")
 
 
 def test_a_checkpoint_without_its_checksums_is_told(finished, data, tmp_path):

@@ -36,27 +36,36 @@ def printed(a_run, monkeypatch, capsys):
     return call
 
 
-def test_a_forecast_knows_nothing_later(a_run, toy):
-    """That of step t, made for all steps at once, is the one made of the observations up to t."""
+@pytest.fixture
+def models(a_run):
+    """Encoder and predictor of a run."""
     encoder = Encoder.from_pretrained(a_run / "encoder")
-    predictor = Predictor.from_pretrained(a_run / "predictor")
+    return encoder, Predictor.from_pretrained(a_run / "predictor")
+
+
+@pytest.fixture
+def stream(models, toy):
+    """Observations (1, N, D) and the slots that the encoder writes of them, tok, step (1, L)."""
     obs = Episodes(toy, "test")[0].obs[None]
-    tok, step, _ = encoder.annotate(obs)
-    ids, probs = sample.forecasts(encoder, predictor, obs, tok, step)
+    tok, step, _ = models[0].annotate(obs)
+    return obs, tok, step
+
+
+def test_a_forecast_knows_nothing_later(models, stream):
+    """That of step t, made for all steps at once, is the one made of the observations up to t."""
+    ids, probs = sample.forecasts(*models, *stream)
     assert ids.shape == probs.shape == (40, 4)
+    obs, tok, step = stream
     for t in (0, 7, 15, 16, 30, 39):
         slots = (x[:, step[0] <= t] for x in (tok, step))
-        early_ids, early = sample.forecasts(encoder, predictor, obs[:, : t + 1], *slots)
+        early_ids, early = sample.forecasts(*models, obs[:, : t + 1], *slots)
         assert torch.equal(early_ids[t], ids[t])
         torch.testing.assert_close(early[t], probs[t])
 
 
-def test_a_forecast_is_what_the_predictor_says_of_a_whole_block(a_run, toy):
-    encoder = Encoder.from_pretrained(a_run / "encoder")
-    predictor = Predictor.from_pretrained(a_run / "predictor")
-    obs = Episodes(toy, "test")[0].obs[None]
-    tok, step, _ = encoder.annotate(obs)
-    ids, probs = sample.forecasts(encoder, predictor, obs, tok, step)
+def test_a_forecast_is_what_the_predictor_says_of_a_whole_block(models, stream):
+    ids, probs = sample.forecasts(*models, *stream)
+    (encoder, predictor), (obs, tok, step) = models, stream
     tok, step = (x[:, step[0] < 16] for x in (tok, step))  # the first window
     before = F.pad(tok, (1, 0), value=SILENCE)  # and a slot more, or the last begins no block
     hidden = F.pad(encoder(obs[:, :16], before[:, :-1], step), (0, 0, 0, 1))

@@ -4,7 +4,7 @@ import json
 import re
 
 import pytest
-from vpt_made import SAMPLES, with_samples
+from vpt_made import SAMPLES, SYNTHETIC, synthetic_truth, with_samples
 
 from domains.vpt.captions import (
     KINDS,
@@ -348,11 +348,8 @@ def test_every_key_of_the_known_vocabulary_reads_as_english():
 
 @with_samples
 def test_the_synthetic_recording_gives_exactly_the_events_of_its_truth():
-    truth, folder = (
-        json.loads((SAMPLES / "samples/synthetic/truth.json").read_text()),
-        SAMPLES / "samples/synthetic",
-    )
-    read = read_lines(folder / "rec.jsonl")
+    truth = synthetic_truth()
+    read = read_lines(SYNTHETIC / "rec.jsonl")
     found = {str(e.line): [f"minecraft.{e.type}:minecraft.{e.name}", e.count] for e in events(read)}
     first, last = truth["gui_lines"]
     assert found == truth["events"] and len(events(read)) == len(found)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from vpt_made import (
     ROOT,
-    SAMPLES,
+    SYNTHETIC,
     make_recording,
     relative,
     save_weights,
@@ -467,11 +467,10 @@ def test_a_mistake_is_answered_with_one_line_and_a_failure(folder, args, complai
 
 @with_samples
 def test_the_synthetic_recording_and_its_broken_twin_become_episodes(tmp_path):
-    folder = SAMPLES / "samples/synthetic"
     (tmp_path / "rec").mkdir()
     for stem in ("rec", "rec-broken"):
-        os.symlink(folder / "rec.mp4", tmp_path / f"rec/{stem}.mp4")
-        os.symlink(folder / f"{stem}.jsonl", tmp_path / f"rec/{stem}.jsonl")
+        os.symlink(SYNTHETIC / "rec.mp4", tmp_path / f"rec/{stem}.mp4")
+        os.symlink(SYNTHETIC / f"{stem}.jsonl", tmp_path / f"rec/{stem}.jsonl")
     save_weights(tmp_path / "a.weights")
     assert embed(tmp_path)[0] == 0
     found = episodes(tmp_path / "data")

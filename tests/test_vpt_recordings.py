@@ -4,7 +4,16 @@ import json
 
 import numpy as np
 import pytest
-from vpt_made import SAMPLES, make_recording, make_video, read_barcode, tick, with_samples
+from vpt_made import (
+    SAMPLES,
+    SYNTHETIC,
+    make_recording,
+    make_video,
+    read_barcode,
+    synthetic_truth,
+    tick,
+    with_samples,
+)
 
 from domains.vpt.recordings import (
     Line,
@@ -221,16 +230,13 @@ def test_resizing_is_bit_equal_to_opencv():
 
 @with_samples
 def test_the_synthetic_recording_is_read_as_its_truth_says():
-    truth, folder = (
-        json.loads((SAMPLES / "samples/synthetic/truth.json").read_text()),
-        SAMPLES / "samples/synthetic",
-    )
-    lines = read_lines(folder / "rec.jsonl")
-    frames = [read_barcode(frame) for frame in decode(folder / "rec.mp4")]
+    truth = synthetic_truth()
+    lines = read_lines(SYNTHETIC / "rec.jsonl")
+    frames = [read_barcode(frame) for frame in decode(SYNTHETIC / "rec.mp4")]
     assert (len(lines), len(frames)) == (truth["lines"], truth["video_frames"]) and frames[
         :200
     ] == list(range(200))
-    assert len(list(pictures(folder / "rec.mp4", lines, 128, ARROW))) == 200
+    assert len(list(pictures(SYNTHETIC / "rec.mp4", lines, 128, ARROW))) == 200
     assert (
         lines[truth["null_mouse"]].cursor is None
         and lines[truth["negative_cursor_line"]].cursor[0] < 0
@@ -240,14 +246,11 @@ def test_the_synthetic_recording_is_read_as_its_truth_says():
 
 @with_samples
 def test_the_broken_recording_keeps_its_alignment():
-    truth, folder = (
-        json.loads((SAMPLES / "samples/synthetic/truth.json").read_text()),
-        SAMPLES / "samples/synthetic",
-    )
-    whole, lines = read_lines(folder / "rec.jsonl"), read_lines(folder / "rec-broken.jsonl")
+    truth = synthetic_truth()
+    whole, lines = read_lines(SYNTHETIC / "rec.jsonl"), read_lines(SYNTHETIC / "rec-broken.jsonl")
     bad = {truth["broken"]["garbage_line"], truth["broken"]["truncated_line"]}
     assert lines == [None if i in bad else whole[i] for i in range(max(bad) + 1)]
-    assert len(list(pictures(folder / "rec.mp4", lines, 128, ARROW))) == len(lines)
+    assert len(list(pictures(SYNTHETIC / "rec.mp4", lines, 128, ARROW))) == len(lines)
 
 
 @with_samples

@@ -16,6 +16,7 @@ import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 SAMPLES = Path(os.environ.get("SHARED", ROOT.parent / "shared")) / "vpt"
+SYNTHETIC = SAMPLES / "samples/synthetic"
 with_samples = pytest.mark.skipif(not SAMPLES.exists(), reason=f"needs the samples in {SAMPLES}")
 torch.set_num_threads(1)
 
@@ -142,3 +143,8 @@ def make_recording(folder, stem, ticks, extra=1):
 
 def relative(found, expected):
     return ((found - expected).abs().max() / expected.abs().max()).item()
+
+
+def synthetic_truth():
+    """What happens in the synthetic recording."""
+    return json.loads((SYNTHETIC / "truth.json").read_text())
