@@ -5,9 +5,10 @@ to load it. Best after `python -m bench.report out/mine`, which measures F1 by c
     python -m scripts.card out/mine
 """
 
-from configurator import run
+from configurator import docstring, run
 import json
 import sys
+import zlib
 from pathlib import Path
 
 from runtime import checkpoint
@@ -18,6 +19,7 @@ from runtime.shards import read_meta
 
 SCORES = "f1", "f1_exact", "word_f1", "precision", "recall"
 MOST = 100  # captions listed
+MARK = "by scripts.card, as long as nobody edits it:"
 
 CARD = """\
 # {name}
@@ -94,13 +96,23 @@ def write_card(out_dir):
         data=about_data(config["data"], meta),
         settings=", ".join(f"`{name}={value!r}`" for name, value in config.items()),
     )
-    replace(folder / "README.md", lambda beside: beside.write_text(card, encoding="utf-8"))
-    return folder / "README.md"
+    path = folder / "README.md"
+    if path.is_file() and not is_ours(path.read_bytes()):
+        raise ValueError(f"{path} was edited: move it elsewhere, or remove it")
+    card += f"\n<!-- {MARK} {zlib.crc32(card.encode())} -->\n"
+    replace(path, lambda beside: beside.write_text(card, encoding="utf-8"))
+    return path
+
+
+def is_ours(content):
+    """Whether a card is as it was written here."""
+    card, _, mark = content.rpartition(b"\n<!-- ")
+    return mark == f"{MARK} {zlib.crc32(card)} -->\n".encode()
 
 
 def main():
     if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
-        raise ValueError(__doc__.strip())
+        raise ValueError(docstring(__file__))
     print(write_card(sys.argv[1]))
 
 

@@ -112,7 +112,7 @@ def find_recordings(obs, array="", stride=1):
 
     obs: the files, a pattern. array: the one that is read of files with several. stride: of rows.
     """
-    recordings, dims, dtypes = [], {}, set()
+    recordings, dims, dtypes = [], {}, {}
     paths = matching(obs)
     beside = {str(Path(path).with_suffix("")) + "-pictures.npy" for path in paths}
     for path in [
@@ -124,7 +124,7 @@ def find_recordings(obs, array="", stride=1):
             steps = math.ceil(rows / stride)
             recordings.append(Recording(name_of_episode, path, name, steps, stride))
             dims.setdefault(D, f"{path}:{name}".rstrip(":"))
-            dtypes.add(dtype)
+            dtypes.setdefault(dtype, path)
     if not recordings:
         raise ValueError(f"--obs={obs}: no such files; quote it, as in --obs='episodes/*.npy'")
     lengths = {r.steps for r in recordings}
@@ -140,7 +140,10 @@ def find_recordings(obs, array="", stride=1):
         if a.id == b.id:
             raise ValueError(f"{a.path} and {b.path}: two episodes called {a.id!r}; rename one")
     D, steps = min(dims), max(lengths)
-    if len(lengths) == 1 and steps < D and time_is_second(raw(recordings[0])):
+    if len({"float" in dtype for dtype in dtypes}) > 1:
+        kinds = ", ".join(f"{dtype} in {path}" for dtype, path in dtypes.items())
+        print(f"warning: {kinds}: is their scale the same?", file=sys.stderr)
+    if len(lengths) == 1 and 1 < steps < D and time_is_second(raw(recordings[0])):
         shape = f"arrays are all ({steps}, {D}), a row a step"
         print(f"warning: {shape}: is time the second axis? then transpose them", file=sys.stderr)
     return recordings, D, stored_dtype(dtypes)

@@ -145,6 +145,16 @@ def text_warnings(counts):
             yield f"{split}: {len(new)} texts that no training episode has, e.g. {min(new)!r}"
 
 
+def spelling_warnings(counts):
+    """A warning where texts differ by the case of letters, or by a mark at their end, alone."""
+    spelt = {}
+    for text in sorted({text for of_split in counts.values() for text in of_split["texts"]}):
+        spelt.setdefault(text.casefold().rstrip(" .,;:!?"), []).append(text)
+    several = [texts for texts in spelt.values() if len(texts) > 1]
+    for a, b, *_ in several[:1]:
+        yield f"{len(several)} texts are spelt in several ways, as {a!r}, {b!r}: two texts to F1"
+
+
 def identity_warnings(splits):
     """Episodes that start and end with the same observations, or with those a step later."""
     seen = {
@@ -206,6 +216,7 @@ def show(folder):
     warnings += [
         *observation_warnings(mean, std, least, most),
         *text_warnings(counts),
+        *spelling_warnings(counts),
         *identity_warnings(splits),
         *group_warnings(splits),
     ]

@@ -35,6 +35,8 @@ device = "auto"  # 'auto' | 'cpu' | 'cuda' | 'mps'
 
 FAR = 20  # deviations that a step's numbers may lie from what the run was trained on, on the mean
 NO_NUMBERS = rb'PK\x03\x04.*|....\x00{4}\{"|[\d.,;+\-e\s]+'  # a .npz, a .safetensors, a table
+TEXT = rb"[\t\n\r -~]{20,}"  # numbers have other bytes too
+WANTED = "raw numbers or a .npy are wanted"
 
 
 def rewound(head, source):
@@ -69,7 +71,7 @@ def arriving(source, D, clock):
     if head.startswith(np.lib.format.MAGIC_PREFIX):
         kind, steps = read_npy_header(source, D)
     elif re.fullmatch(NO_NUMBERS, head, re.S):
-        raise ValueError("stdin: a table, a .npz or .safetensors? raw numbers or a .npy are wanted")
+        raise ValueError(f"stdin: a table, a .npz or .safetensors? {WANTED}")
     size, step = D * kind.itemsize, 0
     numbers = f"a step is {D} numbers of {kind}"
     while step < steps:
@@ -79,6 +81,8 @@ def arriving(source, D, clock):
         if len(raw) < size:
             there = f"ended inside step {step}: {len(raw)} of its {size} bytes; {numbers}"
             raise ValueError(f"stdin {there if step or raw else f'was empty: {numbers}'}")
+        if not step and re.fullmatch(TEXT, raw):
+            raise ValueError(f"stdin: text? {WANTED}")
         obs = np.frombuffer(raw, kind)
         if kind == "V2":  # bfloat16, as ml_dtypes saves it
             obs = torch.frombuffer(bytearray(raw), dtype=torch.bfloat16).float().numpy()

@@ -196,6 +196,10 @@ def test_a_card_tells_what_a_checkpoint_is_and_how_to_load_it(handed, tmp_path):
     card = (handed / "README.md").read_text()
     assert "| test, encoder | 0.500" in card and "| a\\|b &lt;c> | 7 | 0.25 |" in card and not err
     checkpoint.verify(handed)  # a card is no damage
+    (handed / "README.md").write_text(card.replace("Right:", "I saw it fail. Right:"))
+    code, _, err = program("scripts/card.py", run)
+    assert code == 2 and f"{handed / 'README.md'} was edited: move it" in err
+    assert "I saw it fail" in (handed / "README.md").read_text()
     [code] = re.findall(r"```python\n(from.*?)```", card, re.S)
     names = dict(obs=episodes_of(handed)[0].obs[None])
     exec(code, names)

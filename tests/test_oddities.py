@@ -180,3 +180,18 @@ def test_a_file_of_many_arrays_is_opened_once(folder, packed, kind, monkeypatch)
     np.savez(folder / "many.npz", **{name: x + 1 for name, x in arrays.items()})
     found = packed(captions="", obs=f"{folder}/many.npz")
     assert all((found[f"many/{name}"][1].numpy() == x + 1).all() for name, x in arrays.items())
+
+
+def test_a_step_of_many_numbers_tells_nothing_of_time(tmp_path, capsys, recwarn):
+    np.save(tmp_path / "a.npy", np.ones((1, 5)))
+    find_recordings(f"{tmp_path}/*.npy")
+    assert capsys.readouterr().err == "" and not recwarn.list
+
+
+def test_integers_beside_floats_are_asked_of(tmp_path, capsys):
+    for name, kind in dict(a="f4", b="f8", c="u1", d="i8").items():
+        np.save(tmp_path / f"{name}.npy", np.ones((9, 2), kind))
+        find_recordings(f"{tmp_path}/*.npy")
+        said = capsys.readouterr().err
+        assert ("is their scale the same?" in said) == (name > "b")
+    assert "float32 in " in said and f"uint8 in {tmp_path}/c.npy" in said

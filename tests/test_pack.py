@@ -586,8 +586,9 @@ def test_show_warns_of_what_will_hurt(folder, packed, capsys):
         np.save(folder / f"raw/ep{n}.npy", x)
     np.save(folder / "raw/ep3.npy", x)  # as ep9
     long = " ".join(["walk over to the door"] * 13)  # of 65 tokens
+    spelt = "".join(f"ep{n},20,,{'Jump.' if n % 2 else 'jump'}\n" for n in range(6))
     rows = [f"ep{n},{t},,{text}\n" for n in range(6) for t, text in ((3, long), (9, f"door {n}"))]
-    (folder / "captions.csv").write_text("episode,start,end,text\n" + "".join(rows))
+    (folder / "captions.csv").write_text("episode,start,end,text\n" + "".join(rows) + spelt)
     packed()
     show.show(str(folder / "mine"))
     said = capsys.readouterr().out
@@ -598,6 +599,7 @@ def test_show_warns_of_what_will_hurt(folder, packed, capsys):
         "train: 4 steps have more than the 64 tokens written",
         "texts that no training episode has",
         "identical episodes: ",
+        "1 texts are spelt in several ways, as 'Jump.', 'jump': two texts to F1",
     ):
         assert f"{warning}" in said, warning
 

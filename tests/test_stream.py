@@ -128,6 +128,8 @@ def test_a_stream_that_breaks_off_or_is_no_numbers_is_one_line():
         bytes(30): "stdin ended inside step 1: 6 of its 24 bytes",
         bytes(24) + b"\xff" * 24: "stdin, step 1: not a finite",
         b"": "stdin was empty",
+        b"[0.1, 0.2, 0.3]\n[1,2,3]\n": "stdin: text\\? raw numbers or a .npy",
+        b"a,b,c,d,e,f\n1,2,3,4,5,6\n": "stdin: text",
     }
     for raw, message in wrong.items():
         with pytest.raises(ValueError, match=message):
