@@ -44,6 +44,14 @@ def before(x):
     return torch.cat((x[..., :1, :], x[..., :-1, :]), -2)
 
 
+def values_of(columns, known):
+    """The values of each feature, columns (D, N), and of `known` ones of it, [] or D tensors."""
+    if known:
+        columns = map(torch.cat, zip(known, columns, strict=True))
+    # one more than is used tells that there are too many
+    return [column.unique()[: FEW.stop] for column in columns]
+
+
 class Features(nn.Module):
     """What is seen of a step: its state and its change since the last, in deviations.
 
@@ -73,16 +81,12 @@ class Features(nn.Module):
         n, total, square, values = 0, 0, 0, []
         shift = episodes[0].obs.double().mean(0)  # or a large mean swallows the deviation
         for episode in every:
-            x = episode.obs
+            x = episode.obs.double() - shift
             n += len(x)
-            total = total + (x.double() - shift).sum(0)
-            square = square + (x.double() - shift).square().sum(0)
-            if not self.dense:
-                columns = x.float().T
-                if values:
-                    columns = map(torch.cat, zip(values, columns, strict=True))
-                # one more than is used tells that there are too many
-                values = [column.unique()[: FEW.stop] for column in columns]
+            total = total + x.sum(0)
+            square = square + x.square().sum(0)
+            values = [] if self.dense else values_of(episode.obs.float().T, values)
+
         std = (square / n - (total / n).square()).clamp(min=0).sqrt()
         self.mean.copy_(shift + total / n)
         self.scale.copy_((std > 0) / std.clamp(min=1e-2))
@@ -286,57 +290,68 @@ class Reader(nn.Module):
         kinds = kinds_of(own, self.shared)
         self.kinds, self.texts = sorted(set(kinds.values())), [*own, *text]
         self.prior = Prior(self.texts)
-        number, C = {kind: n for n, kind in enumerate(self.kinds)}, len(self.kinds)
+        self.pauses = shortest_pauses(episodes, annotated, self.tokenizer)
         scale = 1 / (X.std(0) + 0.05)
         X *= scale
+        self.starts = self.evidence_of_kinds(X, said, going, kinds) * scale  # (C+1, F)
+        self.words = self.evidence_of_words(X, said, kinds) * scale  # (W, F)
+        return self
 
+    def evidence_of_kinds(self, X, said, going, kinds):
+        """Weights (C+1, F) of each kind and of silence, and `offset`, with which they go."""
+        C = len(self.kinds)
+        number = {kind: n for n, kind in enumerate(self.kinds)}
         target = torch.tensor([number[kinds[ids]] if ids else C for ids in said])
         share = torch.bincount(target, minlength=C + 1) / len(target)
         self.offset = share.clamp(min=1e-6).log()
-        weights = dense_weights if self.dense else sparse_weights
+
+        # whether what is going on happens again, nobody said
         offset = self.offset.repeat(len(said), 1)
         for n, ongoing in enumerate(going):
-            # whether what is going on happens again, nobody said
             again = [number[kinds[ids]] for ids in ongoing if ids in kinds]
             offset[n, [kind for kind in again if kind != target[n]]] = -math.inf
-        self.starts = weights(X, target, offset, C + 1) * scale  # (C+1, F)
-        self.offset[C] += self.left_out.log()
 
+        self.offset[C] += self.left_out.log()
+        weights = dense_weights if self.dense else sparse_weights
+        return weights(X, target, offset, C + 1)
+
+    def evidence_of_words(self, X, said, kinds):
+        """Weights (W, F) of the W words that go on after a kind, which are `told`."""
         row, word, prior = [], [], []
         for n, ids in enumerate(said):
             for k in range(len(kinds[ids]), len(ids)) if ids else ():
                 row.append(n)
                 word.append(self.prior.place[ids[k]])
-                prior.append(self.prior(ids[:k], ids[k]))
-        self.told = torch.tensor(sorted(set(word)), dtype=torch.int64)  # words with evidence
-        self.words = torch.zeros(0, X.shape[1])
-        if row:
-            prior = torch.stack(prior)[:, self.told]
-            target = torch.searchsorted(self.told, torch.tensor(word))
-            self.words = sparse_weights(X[row], target, prior, len(self.told), 0.1) * scale
-        self.pauses = shortest_pauses(episodes, annotated, self.tokenizer)
-        return self
+                prior.append(self.prior(ids[:k], left_out=ids[k]))
+        self.told = torch.tensor(sorted(set(word)), dtype=torch.int64)
+        if not row:
+            return torch.zeros(0, X.shape[1])
+
+        # what text knows already is held fixed: evidence learns only what it does not
+        prior = torch.stack(prior)[:, self.told]
+        target = torch.searchsorted(self.told, torch.tensor(word))
+        return sparse_weights(X[row], target, prior, len(self.told), penalty=0.1)
 
     def rows(self, episodes, annotated):
         """Features of at most ROWS annotated steps with a caption and as many without, (n, F), and
         their answers, () of those without, and the answers that go on there since an earlier step;
         `left_out`: how much rarer those without were made."""
-        steps = [(i, t) for i in annotated for t in episodes[i].known.nonzero()[0].tolist()]
-        said = {
-            (i, t): ids
-            for i in annotated
-            for t, ids in answers(episodes[i].known_captions, self.tokenizer).items()
-        }
-        going = defaultdict(list)
+        said, going, steps = {}, defaultdict(list), []
         for i in annotated:
-            for caption in episodes[i].known_captions:
+            captions = episodes[i].known_captions
+            steps += [(i, t) for t in episodes[i].known.nonzero()[0].tolist()]
+            said |= {(i, t): ids for t, ids in answers(captions, self.tokenizer).items()}
+            for caption in captions:
                 for t in range(caption.start + 1, caption.end):
                     going[i, t].append(said[i, caption.start])
-        few = len(annotated) < FOLDS  # and what goes on would pass for silence of all else
+
+        # of few episodes, what goes on would pass for silence of all else
+        few = len(annotated) < FOLDS
         silent = [step for step in steps if step not in said and not (few and step in going)]
         spoken, silent_some = (x[:: -(-len(x) // ROWS) or 1] for x in (sorted(said), silent))
         shares = [len(a) / max(len(b), 1) for a, b in ((spoken, said), (silent_some, silent))]
         self.left_out = torch.tensor((shares[0] or 1.0) / (shares[1] or 1.0))
+
         chosen, X = sorted(spoken + silent_some), []
         for i, group in itertools.groupby(chosen, lambda step: step[0]):
             X.append(self.features(episodes[i].obs)[[t for _, t in group]])
