@@ -6,8 +6,9 @@ Games of NetHack, told by the game's own messages.
 
 A scripted player explores, fights, picks up, eats and reads. Captions are what the game says
 ("The door opens."), each message one of its own. An observation is what stands in the 7x7 cells
-around, who and what stands in the 3x3, the status line, the inventory, and the change of both
-since the last step. The line of messages is no part of it.
+around, who stands in the 3x3, the status line and the inventory, the change of both since the last
+step, the key pressed, and what it was for: a thing, or the cell on that side, before and after. The
+line of messages is no part of it.
 
 Every game has a seed of its own: the same seed gives the same bytes on any number of processes,
 and train, val and test never share one. A shard that is there is kept, so an interrupted run goes
@@ -24,8 +25,8 @@ from tqdm import tqdm
 
 from domains import nethack_game as glyphs
 from domains.crafter_play import PER_SHARD, missing, write_plan
-from domains.nethack_game import Game, nethack, table
-from domains.nethack_player import Player
+from domains.nethack_game import KICK, Game, nethack, table
+from domains.nethack_player import SIDES, USES, Player
 from runtime.dataset import Caption, Episode, write_shard
 from runtime.files import alone
 from runtime.program import workers
@@ -40,8 +41,7 @@ processes = 0  # 0: all cores
 # -----------------------------------------------------------------------------
 # what is observed
 
-NEAR, CLOSE = 3, 1  # cells on each side whose landscape, whose inhabitants are seen
-WIDTH = 24  # random numbers that stand for a species or a thing
+NEAR, CLOSE = 3, 1  # cells on each side whose landscape, in which each species is seen
 KINDS = [
     range(1, 12),  # walls
     [*glyphs.DOORWAY, *glyphs.OPEN_DOOR],
@@ -54,6 +54,8 @@ KINDS = [
     [31],  # fountain
     [0],  # nothing, or nothing seen so far
 ]
+NONE = 2 * nethack.NUMMONS + nethack.NUM_OBJECTS  # monsters, corpses, objects
+KEYS = [*SIDES, *(key for key, *_ in USES), *",>s", KICK]
 STATUS = [*range(9, 23), 24]  # of blstats: score, health, depth, gold, .., hunger, load, level
 CONDITIONS = 13  # bits of blstats: stoned, .., blind, deaf, stunned, confused, ..
 
@@ -66,10 +68,12 @@ def kind(glyph):
 
 
 def species(glyph):
-    """The glyph of a wild one of its kind for a pet, or else the glyph."""
-    if nethack.glyph_is_pet(glyph):
-        return nethack.glyph_to_mon(glyph) + nethack.GLYPH_MON_OFF
-    return glyph
+    """The number of a kind of monster, of its corpse, or of object; NONE for all else."""
+    if nethack.glyph_is_body(glyph):
+        return nethack.NUMMONS + glyph - nethack.GLYPH_BODY_OFF
+    if nethack.glyph_is_object(glyph):
+        return 2 * nethack.NUMMONS + nethack.glyph_to_obj(glyph)
+    return nethack.glyph_to_mon(glyph) if nethack.glyph_is_monster(glyph) else NONE
 
 
 def object_class(glyph):
@@ -79,41 +83,71 @@ def object_class(glyph):
     return ord(code) if isinstance(code, str) else int(code)
 
 
-KIND, CLASS = table(kind), table(object_class)
-VECTOR = np.random.default_rng(12345).normal(size=(nethack.MAX_GLYPH, WIDTH))[table(species)]
+KIND, CLASS, SPECIES = table(kind), table(object_class), table(species)
+
+
+def count(some):
+    """How many of some glyphs are of each species, (NONE,)."""
+    return np.bincount(SPECIES[some].ravel(), minlength=NONE + 1)[:NONE]
+
+
+def cells(some):
+    """Of some glyphs: landscape, and whether it is a monster, a pet, a thing, (.., 14)."""
+    landscape = np.eye(len(KINDS) + 2)[KIND[some]][..., 1:]
+    who = np.stack([each[some] for each in (glyphs.MONSTER, glyphs.PET, glyphs.THING)], -1)
+    return np.concatenate([landscape, who], -1)
+
+
+def around(seen, place, n):
+    """Glyphs of the cells at most n from a place (y, x), (2n+1, 2n+1)."""
+    y, x = place
+    padded = np.pad(seen["glyphs"], n, constant_values=nethack.GLYPH_CMAP_OFF)
+    return padded[y : y + 2 * n + 1, x : x + 2 * n + 1]
 
 
 def view(seen):
-    """Landscape and who is there, of the cells around: (7 * 7 * 14 + 3 * 3 * 48,)."""
-    y, x = np.array(seen["blstats"][[1, 0]])
-    size = 2 * NEAR + 1
-    around = np.pad(seen["glyphs"], NEAR, constant_values=nethack.GLYPH_CMAP_OFF)
-    around = around[y : y + size, x : x + size]
-    landscape = np.eye(len(KINDS) + 2)[KIND[around]][..., 1:]
-    monsters, pets, things = (each[around] for each in (glyphs.MONSTER, glyphs.PET, glyphs.THING))
-    close = np.s_[NEAR - CLOSE : NEAR + CLOSE + 1, NEAR - CLOSE : NEAR + CLOSE + 1]
-    vector = VECTOR[around[close]]
-    who = vector * (monsters | pets)[close][..., None]
-    what = vector * things[close][..., None]
-    near = np.concatenate([landscape, np.stack([monsters, pets, things], -1)], -1)
-    return np.concatenate([near.ravel(), who.ravel(), what.ravel()])
+    """The cells around, and who is near: (7 * 7 * 14 + NUMMONS,)."""
+    here = seen["blstats"][[1, 0]]
+    who = count(around(seen, here, CLOSE))[: nethack.NUMMONS]
+    return np.concatenate([cells(around(seen, here, NEAR)).ravel(), who])
+
+
+def held(seen):
+    return seen["inv_glyphs"][seen["inv_glyphs"] < nethack.MAX_GLYPH]
 
 
 def state(seen):
-    """Status line, and the inventory: (15 + 13 + 18 + 24,)."""
+    """Status line, and classes of what is held: (15 + 13 + 18,)."""
     status = seen["blstats"]
     conditions = (status[25] >> np.arange(CONDITIONS)) & 1
-    held = seen["inv_glyphs"][seen["inv_glyphs"] < nethack.MAX_GLYPH]
-    classes = np.bincount(CLASS[held], minlength=18)
-    return np.concatenate([status[STATUS], conditions, classes, VECTOR[held].sum(0)])
+    classes = np.bincount(CLASS[held(seen)], minlength=18)
+    return np.concatenate([status[STATUS], conditions, classes])
 
 
-def observe(seen, before):
-    """The observation (D,) float16. before: what was seen a step ago."""
+def aim(keys, seen, before):
+    """The key, the cell on its side before and after, and the species there, or of the thing that
+    it is for: (19 + 2 * 14 + NONE,)."""
+    key, *answers = keys
+    side = answers[0] if key == KICK else key
+    cell, species = np.zeros((2, 14)), np.zeros(NONE)
+    if side in SIDES:
+        here, (dy, dx) = before["blstats"][[1, 0]], SIDES[side]
+        there = np.array([around(each, here, 1)[1 + dy, 1 + dx] for each in (before, seen)])
+        cell, species = cells(there), count(there[:1])
+    elif answers:
+        species = count(before["inv_glyphs"][before["inv_letters"] == ord(answers[0])])
+    return np.concatenate([np.equal(KEYS, key), cell.ravel(), species])
+
+
+def observe(seen, before, keys):
+    """The observation (D,) float16. before: what was seen a step ago; keys: pressed since."""
     change = state(seen) - state(before)
     moved = np.clip(seen["blstats"][:2] - before["blstats"][:2], -3, 3)
-    observation = np.concatenate([view(seen), state(seen), change, moved])
-    return np.clip(observation, -1e4, 1e4).astype(np.float16)
+    stayed = not moved.any()
+    stayed = [stayed, stayed and keys in SIDES]
+    taken = (count(held(seen)) - count(held(before)))[2 * nethack.NUMMONS :]
+    parts = view(seen), state(seen), change, moved, stayed, taken, aim(keys, seen, before)
+    return np.clip(np.concatenate(parts), -1e4, 1e4).astype(np.float16)
 
 
 # -----------------------------------------------------------------------------
@@ -155,7 +189,7 @@ def play(seed, steps, begin=None):
         before = game.seen
         lines = player.step()
         if step >= 0:
-            obs.append(observe(game.seen, before))
+            obs.append(observe(game.seen, before, player.keys))
             captions += tell(step, lines)
         if game.over:
             break

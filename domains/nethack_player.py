@@ -48,6 +48,7 @@ class Player:
         self.blocked = set()  # (level, cell, neighbour) that did not work
         self.side = None  # where it last went
         self.toward = None  # the neighbour it walks to or fights in this step
+        self.keys = None  # of this step
 
     def step(self):
         """One action. -> the game's messages."""
@@ -55,7 +56,8 @@ class Player:
         self.visits[level][here] += 1
         for cell in np.argwhere(np.isin(SYMBOL[self.game.seen["glyphs"]], STAIRS_DOWN)).tolist():
             self.stairs.add((level, *cell))
-        messages, questions = self.game.act(self.choose())
+        self.keys = self.choose()
+        messages, questions = self.game.act(self.keys)
         fought = any("Really attack" in question for question in questions)
         stayed = here == self.game.position() and not self.fights
         if self.toward and (fought or (stayed and self.rng.random() < 0.8)):

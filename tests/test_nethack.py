@@ -81,10 +81,10 @@ def test_an_observation_has_nothing_of_the_message():
     before = game.seen
     game.act("h")
     assert game.message()
-    obs = nethack_play.observe(game.seen, before)
+    obs = nethack_play.observe(game.seen, before, "h")
 
     def differs(**changes):
-        return (nethack_play.observe(game.seen | changes, before) != obs).any()
+        return (nethack_play.observe(game.seen | changes, before, "h") != obs).any()
 
     said = game.seen["message"]
     assert not differs(message=said[::-1].copy()) and not differs(message=said * 0)
@@ -94,8 +94,31 @@ def test_an_observation_has_nothing_of_the_message():
 
 def test_an_observation_holds_the_change_of_the_state(made):
     obs = Episodes(made, "train")[0].obs.float().numpy()
-    state, change = obs[:, -142:-72], obs[:, -72:-2]
+    first = 7 * 7 * 14 + nethack.NUMMONS
+    state, change = obs[:, first : first + 46], obs[:, first + 46 : first + 92]
     assert np.allclose(state[1:] - state[:-1], change[1:], atol=0.02) and change.any()
+    moved, stayed = obs[:, first + 92 : first + 94], obs[:, first + 94]
+    assert (stayed == ~moved.any(1)).all() and 0 < stayed.sum() < len(stayed)
+
+
+def test_an_observation_holds_the_key_and_what_it_was_for():
+    """A pet in the west, before; an item held."""
+    seen, kitten = nethack_game.Game(1).seen, 32  # the number of a kitten among monsters
+    x, y = seen["blstats"][:2]
+    glyphs = seen["glyphs"].copy()
+    glyphs[y, x - 1] = nethack.GLYPH_PET_OFF + kitten
+    before = seen | dict(glyphs=glyphs)
+
+    def aim(keys, *moments):
+        parts = np.split(nethack_play.aim(keys, *moments), [19, 33, 47])
+        return [np.flatnonzero(part).tolist() for part in parts]
+
+    west, south = aim("h", seen, before), aim("j", seen, before)
+    assert west[0] != south[0] and len(west[0]) == 1
+    assert west[1] == [12] and west[3] == [kitten] and south[3] != [kitten]
+    assert aim("h", before, seen)[2] == [12]  # it came
+    letter, item = chr(seen["inv_letters"][0]), seen["inv_glyphs"][0] - nethack.GLYPH_OBJ_OFF
+    assert aim("w" + letter, seen, before)[1:] == [[], [], [2 * nethack.NUMMONS + item]]
 
 
 def test_a_game_that_ends_tells_its_end_in_its_last_step():
