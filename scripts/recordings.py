@@ -191,6 +191,9 @@ def read_features(recordings, D, drop):
     paths = {Path(recording.path).with_name("features.txt") for recording in recordings}
     paths = sorted(path for path in paths if path.is_file())
     names = feature_names(paths[0]) if paths else []
+    for path in paths[1:]:
+        if feature_names(path) != names:
+            raise ValueError(f"{paths[0]} and {path} differ: episodes have the same features")
     if names and len(names) != D:
         raise ValueError(f"{paths[0]}: {len(names)} lines; {D} features want a name each")
     called = {name: [k for k in range(D) if names[k] == name] for name in names}

@@ -726,6 +726,12 @@ def test_dropped_features_are_left_out_and_the_others_keep_their_names(folder, p
     assert (folder / "mine/features.txt").read_text(encoding="utf-8") == "speed\né\nz\n"
     (folder / "raw/features.txt").write_bytes(b"\xff\xfe\x00\xd8")
     assert "raw/features.txt: line 1: not UTF-8" in refused(packed, drop="2")
+    (folder / "more").mkdir()
+    np.save(folder / "more/x.npy", np.ones((3, 4), np.float32))
+    (folder / "raw/features.txt").write_text("a\nb\nc\nd\n")
+    (folder / "more/features.txt").write_text("b\na\nc\nd\n")
+    both = refused(packed, obs=str(folder / "*/*.npy"))
+    assert "more/features.txt and " in both and "raw/features.txt differ" in both
     (folder / "raw/features.txt").write_text("speed\n")
     assert "features.txt: 1 lines; 4 features want a name each" in refused(packed)
 
