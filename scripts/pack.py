@@ -197,8 +197,8 @@ def is_intact(path, meta):
     return not read_shard(path, record_faults, about)[0]
 
 
-def tell_replaced(folder, old):
-    """Says what is replaced, a data set with this meta.json: a run may have been trained on it."""
+def about_replaced(folder, old):
+    """A line on what is replaced, a data set with this meta.json: runs may be trained on it."""
     paths = filter(Path.is_file, shard_paths(folder, "jsonl"))
     text = b"".join(path.read_bytes() for path in paths)
     episodes, texts = len(text.splitlines()), text.count(b'{"start": ')
@@ -206,7 +206,7 @@ def tell_replaced(folder, old):
     about = ", ".join(f"{key} {old.get(key)}" for key in ("obs_dim", "steps_per_second", "source"))
     size = f"{episodes} episodes with {texts} captions, made {when:%Y-%m-%d %H:%M}, {about}"
     hint = "runs trained on it do not fit the new one; another --out keeps both"
-    print(f"{folder}: replaces a data set ({size}); {hint}", file=sys.stderr)
+    return f"{folder}: replaces a data set ({size}); {hint}"
 
 
 def make_episode(recording, texts, dtype, kept):
@@ -273,8 +273,8 @@ def take_place(folder, staying, coming, meta):
     paths = [*(folder / name for name in staying), *(folder / NEW / name for name in coming)]
     write_meta(folder / NEW, paths, **meta)
     write_json(staying | coming, folder / NEW / "packed.json")
-    if old and (coming or surplus or any(old.get(key) != meta[key] for key in meta)):
-        tell_replaced(folder, old)
+    other = old and (coming or surplus or any(old.get(key) != meta[key] for key in meta))
+    replaced = [about_replaced(folder, old)] if other else []
     write_json(staying, folder / "packed.json")
     if coming or surplus:  # a call that is stopped from here on leaves no data set, but its shards
         (folder / "meta.json").unlink(missing_ok=True)
@@ -284,6 +284,8 @@ def take_place(folder, staying, coming, meta):
     for path in [*parts, *(folder / NEW / name for name in BESIDE)]:
         if path.exists():
             os.replace(path, folder / path.name)
+    for line in replaced:
+        print(line, file=sys.stderr)
 
 
 def files_of(path):

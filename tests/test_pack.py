@@ -811,6 +811,24 @@ def test_a_full_disk_leaves_the_old_data_set_and_text_and_is_one_line(folder, pa
     assert packed()["ep3"][2][0].text == "shout 3, twice"
 
 
+def test_what_is_not_replaced_is_not_told_as_replaced(folder, packed, monkeypatch, capsys):
+    packed()
+    before, write = contents(folder / "mine"), pack.write_json
+    edit_captions(folder, "say", "shout")
+
+    def full(value, path):
+        if path == folder / "mine/packed.json":
+            raise OSError("No space left on device")
+        write(value, path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pack, "write_json", full)
+        assert refused(packed) == "No space left on device" and not capsys.readouterr().err
+    assert contents(folder / "mine") == before
+    packed()
+    assert "replaces a data set" in capsys.readouterr().err
+
+
 def test_files_of_the_same_size_and_time_but_other_content_are_packed_again(folder, packed):
     (folder / "raw/ep0-pictures.npy").write_bytes(b"")  # then of a size that stays the same
     np.save(folder / "raw/ep0-pictures.npy", np.zeros((30, 1, 1, 3), np.uint8))
