@@ -11,6 +11,7 @@ import pytest
 import torch
 from browser import CHROMIUM, showing, started
 
+import encoder as encoder_module
 import train
 from data import SILENCE, Tokenizer
 from encoder import Encoder, Features, written_captions
@@ -21,6 +22,8 @@ from runtime.shards import write_meta
 from train import Predictor
 
 ROOT = Path(__file__).resolve().parent.parent
+# what has hardly learned never stops by itself, and 64 tokens a step take most of a run's time
+encoder_module.MOST = 16
 torch.set_num_threads(1)  # other numbers of threads round otherwise
 # what workers import is imported once, in the server that forks them
 multiprocessing.set_forkserver_preload(["torch.distributed.fsdp", "train", "domains.vpt.embed"])

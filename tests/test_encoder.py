@@ -8,14 +8,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
 from data import SILENCE
-from encoder import Encoder, Features
-
-MOST = 16  # tokens said at a step: encoder.MOST of them take four times as long
-
-
-@pytest.fixture(autouse=True)
-def fewer_tokens(monkeypatch):
-    monkeypatch.setattr("encoder.MOST", MOST)
+from encoder import MOST, Encoder, Features
 
 
 def random_obs(*shape):

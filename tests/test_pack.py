@@ -11,6 +11,7 @@ from conftest import program, toy_episode
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
+from encoder import MOST
 from runtime import shards
 from runtime.dataset import Caption, Episodes, read_text, write_shard
 from runtime.files import alone
@@ -596,7 +597,7 @@ def test_show_warns_of_what_will_hurt(folder, packed, capsys):
         "1 of 4 features (from 0 on: 1) never change",
         "1 of 4 features (from 0 on: 2) have a standard deviation below 0.01",
         "1 of 4 features (from 0 on: 3) have values more than 100 standard deviations",
-        "train: 4 steps have more than the 64 tokens written",
+        f"train: 4 steps have more than the {MOST} tokens written",
         "texts that no training episode has",
         "identical episodes: ",
         "1 texts are spelt in several ways, as 'Jump.', 'jump': two texts to F1",

@@ -16,7 +16,7 @@ from bench.faults import fork, wait
 from encoder import Encoder, Features
 from runtime import checkpoint, distributed
 
-SMALL = """--n_embd=16 --n_layer=2 --n_head=2 --T=16 --K=2 --batch_size=8 --n_annotated=4
+SMALL = """--n_embd=16 --n_layer=2 --n_head=2 --T=16 --K=2 --batch_size=8 --n_annotated=3
     --device=cpu
     --learning_rate=0.01 --projector_lr=0.01 --max_iters=10 --eval_interval=5""".split()
 

@@ -21,7 +21,7 @@ from runtime import checkpoint, distributed
 from runtime.dataset import Episode, Episodes, write_shard
 from runtime.shards import read_meta, write_meta
 
-SMALL = """--n_embd=16 --n_layer=2 --n_head=2 --T=16 --K=2 --batch_size=4 --n_annotated=8
+SMALL = """--n_embd=16 --n_layer=2 --n_head=2 --T=16 --K=2 --batch_size=4 --n_annotated=3
     --device=cpu --warmup_iters=5 --learning_rate=0.01 --projector_lr=0.01
     --max_iters=12 --eval_interval=4""".split()
 LAST = "step-000012"
