@@ -176,7 +176,8 @@ def read_record(path, settings):
     """{name of a video: [bytes, CRC-32]} of a frames.json. Raises ValueError."""
     record = read_json(path)
     if not settings.items() <= record.items():
-        was = ", ".join(f"{name} {record.get(name)} not {settings[name]}" for name in settings)
+        changed = [name for name in settings if record.get(name) != settings[name]]
+        was = ", ".join(f"{name} {record.get(name)} not {settings[name]}" for name in changed)
         raise ValueError(f"{out} was made otherwise ({was}); choose another --out")
     return record["videos"]
 
@@ -217,6 +218,10 @@ def make():
         make_episodes(paths, settings, model, processor)
     if part:
         return print(f"{out}: part {part} is there; the same command without --part joins them")
+    stale = sorted(read_records(settings).keys() - paths.keys())
+    if stale:
+        which = f"{len(stale)} episodes of videos that are not named now, such as {stale[0]}"
+        print(f"warning: {out} has {which}: remove those that are not to count", file=sys.stderr)
     print(f"{out}: {len(paths)} episodes; next: scripts.pack --obs='{out}/*.npy' --fps={fps:g}")
 
 

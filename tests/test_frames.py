@@ -190,7 +190,11 @@ def test_the_same_command_goes_on_and_reads_what_changed(clips, backbone):
     assert {name[0] for name in third if third[name] != second[name]} == {"b", "c"}
     assert len(np.load(clips.parent / "episodes/b.npy")) == 3
     code, error, fourth = run(clips, backbone, fps=4.0)
-    assert code == 2 and "fps 5.0" in error[-1] and fourth == third
+    assert code == 2 and "made otherwise (fps 5.0 not 4.0)" in error[-1] and fourth == third
+    (clips / "b.mkv").unlink()
+    code, error, fifth = run(clips, backbone)
+    stale = "has 1 episodes of videos that are not named now, such as b: remove"
+    assert code == 0 and stale in error[-1] and fifth == third
 
 
 def test_joined_parts_are_the_files_of_one_call(clips, backbone):
