@@ -78,37 +78,37 @@ resume = False  # go on from the newest checkpoint in out_dir
 FIXED = "n_annotated T seed init_from n_layer n_head n_embd K stride pseudo_labels"
 
 # -----------------------------------------------------------------------------
-# K-ahead parallel prediction over T slots of text
+# K-ahead parallel prediction over L slots of text
 
 DENSE = 48  # slots; with fewer the mask is faster than the fast path
 
 
-def ahead_rule(row, column, T, K, stride):
-    """Whether a row sees a column: T rows of the main stream, then blocks of K rows each."""
-    block = (row - T) // K
-    step = torch.where(row < T, row, block * stride)  # a row looks back from this step
-    own = (row >= T) & (block == (column - T) // K) & (row >= column)
-    return torch.where(column < T, column <= step, own)  # the main stream sees no block
+def ahead_rule(row, column, L, K, stride):
+    """Whether a row sees a column: L rows of the main stream, then blocks of K rows each."""
+    block = (row - L) // K
+    step = torch.where(row < L, row, block * stride)  # a row looks back from this step
+    own = (row >= L) & (block == (column - L) // K) & (row >= column)
+    return torch.where(column < L, column <= step, own)  # the main stream sees no block
 
 
-def ahead_mask(T, S, K, stride, device):
-    """The definition: which rows see which, (T+SK, T+SK) bool."""
-    row = torch.arange(T + S * K, device=device)
-    return ahead_rule(row[:, None], row, T, K, stride)
+def ahead_mask(L, S, K, stride, device):
+    """The definition: which rows see which, (L+SK, L+SK) bool."""
+    row = torch.arange(L + S * K, device=device)
+    return ahead_rule(row[:, None], row, L, K, stride)
 
 
-def ahead_attention(q, k, v, T, K, stride, rows=256):
-    """The fast path: attention under ahead_mask in linear memory. q, k, v (B, H, T+SK, hs)."""
+def ahead_attention(q, k, v, L, K, stride, rows=256):
+    """The fast path: attention under ahead_mask in linear memory. q, k, v (B, H, L+SK, hs)."""
     B, H, N, _ = q.shape
-    S, n = (N - T) // K, max(rows // K, 1)
-    assert N == T + S * K and (S - 1) * stride < T
+    S, n = (N - L) // K, max(rows // K, 1)
+    assert N == L + S * K and (S - 1) * stride < L
     if q.is_cuda:
-        flex, mask = compiled_flex(), flex_mask(T, K, stride, N, q.device)
+        flex, mask = compiled_flex(), flex_mask(L, K, stride, N, q.device)
         parts = zip(*(x.split(65535 // H) for x in (q, k, v)), strict=True)  # of one CUDA grid
         return torch.cat([flex(*part, block_mask=mask) for part in parts])
-    stream = F.scaled_dot_product_attention(*(x[:, :, :T] for x in (q, k, v)), is_causal=True)
-    k_main, v_main = (x[:, :, :T].flatten(0, 1) for x in (k, v))  # (BH, T, hs)
-    own = (x[:, :, T:].flatten(0, 1).unflatten(1, (S, K)) for x in (q, k, v))  # (BH, S, K, hs)
+    stream = F.scaled_dot_product_attention(*(x[:, :, :L] for x in (q, k, v)), is_causal=True)
+    k_main, v_main = (x[:, :, :L].flatten(0, 1) for x in (k, v))  # (BH, L, hs)
+    own = (x[:, :, L:].flatten(0, 1).unflatten(1, (S, K)) for x in (q, k, v))  # (BH, S, K, hs)
     out = []
     for first, *blocks in zip(range(0, S, n), *(x.split(n, 1) for x in own), strict=True):
         seen = (min(first + n, S) - 1) * stride + 1  # steps that the last of these blocks sees
@@ -132,11 +132,11 @@ def attend_blocks(q, k, v, k_main, v_main, first, stride):
 
 
 @functools.lru_cache(8)
-def flex_mask(T, K, stride, N, device):
+def flex_mask(L, K, stride, N, device):
     from torch.nn.attention.flex_attention import create_block_mask  # slow to import
 
     def rule(batch, head, row, column):
-        return ahead_rule(row, column, T, K, stride)
+        return ahead_rule(row, column, L, K, stride)
 
     return create_block_mask(rule, None, None, N, N, device)
 
@@ -158,31 +158,31 @@ class Predictor(nn.Module):
         nn.init.zeros_(self.condition.weight)
 
     def blocks(self, x, value):
-        """x (B, T) -> (B, S, K+1): from each start its own entry and the K after it."""
+        """x (B, L) -> (B, S, K+1): from each start its own entry and the K after it."""
         S = len(range(0, x.shape[1] - 1, self.stride))
         return F.pad(x, (0, self.K), value=value).unfold(1, self.K + 1, self.stride)[:, :S]
 
     def forward(self, input_tok, hidden, inputs):
         """Hidden states of all blocks (B, S, k, d), in one pass.
 
-        input_tok (B, T): the token before each slot; hidden (B, T, d_encoder); inputs (B, S, k):
+        input_tok (B, L): the token before each slot; hidden (B, L, d_encoder); inputs (B, S, k):
         the tokens of each block but its last. Output (t, j) is about tok[t+j]: it saw tok[<t+j]
         and hidden[<=t], so no observation after the step of slot t.
         """
-        T, (S, k) = input_tok.shape[1], inputs.shape[1:]
-        assert hidden.shape[:2] == input_tok.shape and S == len(range(0, T - 1, self.stride))
+        L, (S, k) = input_tok.shape[1], inputs.shape[1:]
+        assert hidden.shape[:2] == input_tok.shape and S == len(range(0, L - 1, self.stride))
         stream = self.lm.embed(input_tok) + self.condition(hidden)
-        x = torch.cat((stream, self.lm.embed(inputs).flatten(1, 2)), 1)  # (B, T+Sk, d)
-        step = torch.arange(T, device=x.device)
+        x = torch.cat((stream, self.lm.embed(inputs).flatten(1, 2)), 1)  # (B, L+Sk, d)
+        step = torch.arange(L, device=x.device)
         start = torch.arange(S, device=x.device) * self.stride
         ahead = torch.arange(1, k + 1, device=x.device)
         pos = torch.cat((step, (start[:, None] + ahead).flatten()))
-        if T >= DENSE:
-            attend = functools.partial(ahead_attention, T=T, K=k, stride=self.stride)
+        if L >= DENSE:
+            attend = functools.partial(ahead_attention, L=L, K=k, stride=self.stride)
         else:
-            mask = ahead_mask(T, S, k, self.stride, x.device)
+            mask = ahead_mask(L, S, k, self.stride, x.device)
             attend = functools.partial(F.scaled_dot_product_attention, attn_mask=mask)
-        return self.lm.stack(x, pos, attend)[:, T:].unflatten(1, (S, k))
+        return self.lm.stack(x, pos, attend)[:, L:].unflatten(1, (S, k))
 
     def save_pretrained(self, folder):
         """config.json and model.safetensors as Pythia's, and condition.safetensors beside them."""

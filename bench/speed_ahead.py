@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from train import ahead_attention, ahead_mask
 
 H, HS = 8, 64  # heads, and numbers in each
-SHAPES = (64, 16, 8), (16, 48, 8), (4, 64, 8), (2, 256, 8), (1, 512, 8), (2, 256, 16)  # B, T, K
+SHAPES = (64, 16, 8), (16, 48, 8), (4, 64, 8), (2, 256, 8), (1, 512, 8), (2, 256, 16)  # B, L, K
 
 
 def forward_and_backward(attend, q, k, v, grad):
@@ -26,13 +26,13 @@ def forward_and_backward(attend, q, k, v, grad):
     return out.detach(), *torch.autograd.grad(out, (q, k, v), grad)
 
 
-def compare(B, T, K):
+def compare(B, L, K):
     """Milliseconds by the mask and by the fast path."""
-    q, k, v, grad = torch.randn(4, B, H, T + (T - 1) * K, HS)
+    q, k, v, grad = torch.randn(4, B, H, L + (L - 1) * K, HS)
     inputs = *(x.requires_grad_() for x in (q, k, v)), grad
-    mask = ahead_mask(T, T - 1, K, 1, "cpu")
+    mask = ahead_mask(L, L - 1, K, 1, "cpu")
     by_mask = functools.partial(F.scaled_dot_product_attention, attn_mask=mask)
-    fast = functools.partial(ahead_attention, T=T, K=K, stride=1)
+    fast = functools.partial(ahead_attention, L=L, K=K, stride=1)
     results = [forward_and_backward(attend, *inputs) for attend in (by_mask, fast)]
     for theirs, ours in zip(*results, strict=True):
         assert (ours - theirs).norm() < 1e-3 * theirs.norm(), "they disagree"
@@ -47,7 +47,7 @@ def compare(B, T, K):
 
 def main():
     torch.set_num_threads(1)
-    print("B, T, K         mask ms   fast ms   mask / fast")
+    print("B, L, K         mask ms   fast ms   mask / fast")
     for shape in SHAPES:
         mask, fast = compare(*shape)
         name = ", ".join(map(str, shape))
