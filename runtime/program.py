@@ -85,7 +85,8 @@ def run(main):
             main()
             sys.stdout.flush()
         except BrokenPipeError:
-            sys.stderr.close()  # `| head` has seen enough
+            sys.stderr.close()  # `| head` has seen enough; to && and a scheduler it is no success
+            os._exit(141)
         except KeyboardInterrupt:
             sys.exit(130)
         except Exception as error:

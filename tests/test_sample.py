@@ -197,10 +197,11 @@ def test_a_run_without_a_predictor_expects_nothing(a_run, printed, toy):
     assert "expected" not in printed(json=False)
 
 
-def test_a_closed_pipe_is_no_error(a_run):
+def test_a_closed_pipe_is_quiet_and_no_success(a_run):
     command = f"{sys.executable} {ROOT / 'sample.py'} --out_dir={a_run.parent} | true"
+    command += "; exit ${PIPESTATUS[0]}"
     shown = subprocess.run(["bash", "-c", command], cwd=a_run, capture_output=True, text=True)
-    assert not shown.stderr
+    assert not shown.stderr and shown.returncode == 141  # as of other programs that it ends
 
 
 def test_the_table_stands_in_columns(capsys):
