@@ -245,7 +245,7 @@ class Windows:
         if i not in self.slots_of:
             captions, known, told = self.text[i]
             tok, step = write_stream(captions, len(known), self.tokenizer)
-            self.slots_of[i] = [torch.from_numpy(x) for x in (tok, step, known[step], told[step])]
+            self.slots_of[i] = tok, step, known[step], told[step]
         return self.slots_of[i]
 
     def window(self, step, n):
@@ -260,10 +260,10 @@ class Windows:
         obs = self.episodes[i].window(start, start + self.T)
         obs = obs if len(obs) == self.T else F.pad(obs, (0, 0, 0, self.T - len(obs)))
         tok, step, known, told = self.slots(i)
-        first, last = torch.searchsorted(step, torch.tensor([start, start + self.T])).tolist()
-        tok, step, known, told = (x[first:last] for x in (tok, step - start, known, told))
-        taught = step >= (self.T // 2 if start else 0)
-        return obs, noise, tok, step, known & taught, told & taught
+        first, last = step.searchsorted((start, start + self.T))
+        tok, step, known, told = (x[first:last] for x in (tok, step, known, told))
+        taught = step >= (start + half if start else 0)
+        return obs, noise, tok, step - start, known & taught, told & taught
 
     def batch(self, step, windows):
         """The given windows of a step, e.g. range(batch_size), as a list of Batches: those with
@@ -280,7 +280,10 @@ class Windows:
         L = -(-len(slots[0][-1]) // room) * room
 
         def stacked(rows, value):
-            return torch.stack([F.pad(row, (0, L - len(row)), value=value) for row in rows])
+            padded = np.full((len(rows), L), value, rows[0].dtype)
+            for i, row in enumerate(rows):
+                padded[i, : len(row)] = row
+            return torch.from_numpy(padded)
 
         tok, step, known, told = map(stacked, slots, (SILENCE, self.T - 1, False, False))
         obs, noise = torch.stack(obs), torch.stack(noise)

@@ -30,7 +30,7 @@ from data import END, SILENCE, Tokenizer, read_stream, score, spans
 from model import GPTNeoX, find_checkpoint
 from runtime import checkpoint
 from runtime.dataset import Caption
-from runtime.files import load_tensors, save_tensors, tensors_of
+from runtime.files import load_tensors, read_json, replace, save_tensors, tensors_of
 
 MOST = 64  # tokens said at a step; then SILENCE is forced
 FORMAT = "2"  # of a checkpoint: any number of tokens a step; without one, a token a step
@@ -46,10 +46,10 @@ def before(x):
 
 def values_of(columns, known):
     """The values of each feature, columns (D, N), and of `known` ones of it, [] or D tensors."""
-    if known:
-        columns = map(torch.cat, zip(known, columns, strict=True))
+    pairs = zip(known or [torch.zeros(0)] * len(columns), columns, strict=True)
     # one more than is used tells that there are too many
-    return [column.unique()[: FEW.stop] for column in columns]
+    both = (torch.cat(pair) if len(pair[0]) < FEW.stop else pair[0] for pair in pairs)
+    return [values.unique()[: FEW.stop] for values in both]
 
 
 class Features(nn.Module):
@@ -275,6 +275,7 @@ class Reader(nn.Module):
         super().__init__()
         self.features, self.tokenizer = features, tokenizer
         self.dense, self.shared, self.moment, self.f1 = dense, shared, MOMENTS[0], 0.0
+        self.train_text = []  # the captions of each training episode, once it has read them
         for name in ("offset", "starts", "told", "words"):
             self.register_buffer(name, None)
 
@@ -390,13 +391,15 @@ class Reader(nn.Module):
         return ids
 
     def save_pretrained(self, folder):
-        """reader.safetensors: features and evidence; all else as JSON in its metadata."""
+        """reader.safetensors: features and evidence, all else in its metadata; train_text.json."""
         names = "dense shared moment f1 kinds texts".split()
         about = {name: getattr(self, name) for name in names}
         about |= dict(past=self.features.past, pauses=list(self.pauses.items()))
         Path(folder).mkdir(parents=True, exist_ok=True)
         path = Path(folder, "reader.safetensors")
         save_tensors(tensors_of(self), path, {"about": json.dumps(about)})
+        text = json.dumps(self.train_text)
+        replace(Path(folder, "train_text.json"), lambda beside: beside.write_text(text))
 
     @classmethod
     def from_pretrained(cls, folder, tokenizer):
@@ -412,6 +415,9 @@ class Reader(nn.Module):
         reader.kinds, reader.texts = (list(map(tuple, about[x])) for x in ("kinds", "texts"))
         reader.pauses = {tuple(begins): steps for begins, steps in about["pauses"]}
         reader.prior = Prior(reader.texts)
+        read = Path(folder, "train_text.json")
+        read = read_json(read, list) if read.exists() else []
+        reader.train_text = [[Caption(*caption) for caption in captions] for captions in read]
         return reader
 
 
@@ -704,11 +710,14 @@ def load(out_dir, device="cpu"):
     return encoder, Tokenizer.from_file(folder / "tokenizer.json"), folder, config
 
 
-def written_captions(encoder, observations, tokenizer, rows=64):
-    """What an encoder writes on each of a list of obs (N, D), so many at a time."""
-    written = []
-    for first in range(0, len(observations), rows):
-        some = observations[first : first + rows]
+TOGETHER = 2**26  # numbers of observations that are written at once
+
+
+def written_captions(encoder, observations, tokenizer, longest=1):
+    """What an encoder writes on each obs (N, D) of an iterable, N at most `longest`."""
+    rows = min(max(TOGETHER // (longest * encoder.obs_dim), 1), 64)
+    written, observations = [], iter(observations)
+    while some := list(itertools.islice(observations, rows)):
         tok, step, _ = encoder.annotate(nn.utils.rnn.pad_sequence(some, batch_first=True))
         for obs, *slots in zip(some, tok.cpu(), step.cpu(), strict=True):
             captions = read_stream(*slots, tokenizer)

@@ -342,20 +342,24 @@ def text_of(episodes, annotated, reader):
     """{episode: its captions, which of its steps are annotated, and which have a text, (N,) bool}.
 
     Text is the annotators', else the reader's; where nobody annotated anything it is the encoder's
-    own, and all steps have one.
+    own, and all steps have one. The reader keeps it: a run that goes on does not read again.
     """
     text, own = {}, range(distributed.RANK, len(episodes), distributed.WORLD)
+    kept = reader.train_text if reader else []
     for i in tqdm(own, "reading", disable=None if reader else True):
         episode = episodes[i]
         known = episode.known & (i in annotated)
         captions = [caption for caption in episode.captions if known[caption.start]]
         if reader and not known.all():
-            read = reader.captions(episode.obs)
+            read = kept[i] if kept else reader.captions(episode.obs)
             captions += [caption for caption in read if not known[caption.start]]
         told = known | (reader is not None or not annotated)
         if told.any():
             text[i] = captions, known, told
-    return distributed.gather(text)
+    text = distributed.gather(text)
+    if reader:
+        reader.train_text = [text[i][0] for i in range(len(episodes))]
+    return text
 
 
 def configure_optimizer(model):
@@ -410,7 +414,8 @@ def check_settings():
 def evaluate(encoder, episodes, tokenizer, n=20):
     """Caption F1 on the first n episodes, the encoder writing freely; and what collapse shows."""
     first = episodes[:n]
-    written = written_captions(encoder, [episode.obs for episode in first], tokenizer)
+    longest, observations = max(e.steps for e in first), (e.obs for e in first)
+    written = written_captions(encoder, observations, tokenizer, longest)
     result = score([episode.captions for episode in first], written)
     steps = sum(episode.steps for episode in first)
     spoken = sum(len({caption.start for caption in captions}) for captions in written)

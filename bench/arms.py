@@ -16,22 +16,15 @@ from data import END, SILENCE, read_stream, write_stream
 from encoder import Reader, written_captions
 from runtime.dataset import Caption, Episodes
 
-TOGETHER = 2**26  # numbers of the episodes that are written at once
-
 
 def captions_of(encoder, episodes, tokenizer, observations="true"):
     """What the encoder writes on each episode, given true, shuffled or zeroed observations."""
-    longest = max(episode.steps for episode in episodes)
-    rows = min(max(TOGETHER // (longest * episodes.meta["obs_dim"]), 1), 64)
+    lengths = [episode.steps for episode in episodes]
     other = observations == "shuffled"  # each as long as it was, or as the other is
-    written = []
-    for first in range(0, len(episodes), rows):
-        some = range(first, min(first + rows, len(episodes)))
-        obs = [episodes[i - other].window(0, episodes[i].steps) for i in some]
-        if observations == "zeroed":
-            obs = [torch.zeros_like(own) for own in obs]
-        written += written_captions(encoder, obs, tokenizer)
-    return written
+    obs = (episodes[i - other].window(0, n) for i, n in enumerate(lengths))
+    if observations == "zeroed":
+        obs = map(torch.zeros_like, obs)
+    return written_captions(encoder, obs, tokenizer, max(lengths))
 
 
 def perfect_writer(episodes, tokenizer):

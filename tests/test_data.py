@@ -248,6 +248,8 @@ def windows(toy, tokenizer):
 class OneCaption:
     """A reader that says one thing."""
 
+    train_text = ()
+
     def captions(self, obs):
         assert obs.shape == (40, 6)
         return [Caption(2, 3, "walk")]
@@ -294,7 +296,7 @@ def test_a_window_has_the_slots_of_its_steps(windows):
         [batch] = loader.batch(n, [0])
         found = []
         for i in loader.pool:
-            tok, step, *_ = loader.slots(i)
+            tok, step, *_ = map(torch.from_numpy, loader.slots(i))
             obs = loader.episodes[i].obs.float()
             start = (obs == batch.obs[0, 0]).all(1).nonzero()
             if len(start):
@@ -322,7 +324,7 @@ def test_a_reader_fills_what_nobody_annotated(windows, tokenizer):
     later = [caption for caption in loader.episodes[i].captions if caption.start >= 20]
     loader = windows(reader=OneCaption())
     for episode, captions, first in (i, [Caption(2, 3, "walk"), *later], 20), (j, [], 40):
-        tok, step, known, told = loader.slots(episode)
+        tok, step, known, told = map(torch.from_numpy, loader.slots(episode))
         captions = captions or [Caption(2, 3, "walk")]
         assert read_stream(tok, step, tokenizer) == [(t, t + 1, text) for t, _, text in captions]
         assert known.equal(step >= first) and told.all()

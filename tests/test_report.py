@@ -15,6 +15,8 @@ from train import Grounding, Losses, Predictor, evaluate
 class Parrot:
     """Says a caption wherever feature k is 1: what the controls must take from an encoder."""
 
+    obs_dim = 6
+
     def __init__(self, tokenizer, texts):
         self.ids = [tokenizer.encode(text) + [0] for text in texts]
 

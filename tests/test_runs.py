@@ -16,7 +16,7 @@ from test_data_faults import obs
 
 import train
 from data import Tokenizer, Windows
-from encoder import Encoder
+from encoder import Encoder, Reader
 from runtime import checkpoint, distributed
 from runtime.dataset import Episode, Episodes, write_shard
 from runtime.shards import read_meta, write_meta
@@ -108,8 +108,11 @@ def test_evaluating_more_often_changes_nothing(finished, data, tmp_path):
     assert all(torch.equal(one[name], two[name]) for name in tensors)
 
 
-def test_a_run_may_be_made_longer_but_not_another_model(finished, data, tmp_path, capsys):
+def test_a_run_may_be_made_longer_but_not_another_model(
+    finished, data, tmp_path, capsys, monkeypatch
+):
     shutil.copytree(finished, tmp_path / "out")
+    monkeypatch.delattr(Reader, "captions")  # what it read was kept
     run(data, tmp_path / "out", "--resume=True", "--max_iters=13", "--eval_interval=13")
     assert "max_iters 12 -> 13" in capsys.readouterr().out
     assert checkpoint.newest(tmp_path / "out").name == "step-000013"
