@@ -23,6 +23,7 @@ def test_memory_that_a_part_holds_is_seen_and_its_failure_told(tmp_path):
 
 def test_a_part_that_holds_all_of_the_test_split_grows(monkeypatch):
     monkeypatch.setattr(size, "PARTS", dict.fromkeys(("flat", "holds a fourth")))
+    monkeypatch.setattr(size, "steps", 6000)
     of_recording = 2 * size.dims * size.steps / 1e6
     taken = [{"flat": (50 + n % 3, 1), "holds a fourth": (of_recording * n / 4, 1)} for n in (4, 8)]
     assert list(size.growing([4, 8], taken)) == ["holds a fourth"]
