@@ -198,8 +198,8 @@ def anonymous(process):
 def measured(task, output):
     """MB at the peak of task() beyond what it began with, and the processor's seconds. It prints to
     the file `output`. Raises ValueError where it fails."""
+    least = most = anonymous(os.getpid())  # a fork begins with as much
     process = fork(task, output)
-    least = most = anonymous(process)
     while not (ended := os.wait4(process, os.WNOHANG))[0]:
         most = max(most, anonymous(process))
         time.sleep(0.005)
