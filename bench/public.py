@@ -1,5 +1,5 @@
 """
-Three public recordings that come inside Python packages, and a linear probe beside ours.
+Three public recordings that come inside Python packages, and linear models beside ours.
 
     pip install -r requirements-extra.txt
     python -m bench.public                             packs, trains and scores all three
@@ -13,8 +13,9 @@ A recording of the first two has one activity, so pieces of recordings are put i
 wrist of one person in watch. Each piece is in one episode of the test. No person, no recording of
 motions (whose people have no names) and no season of storms is in two splits.
 
-The probe (bench/probe.py) sees the present step, or the T up to it. Ours is config/embedding.py,
-its best checkpoint on validation.
+The probe (bench/probe.py) sees the present step, or the T up to it; scikit-learn's regression
+(bench/regression.py) a step and its change. Ours is config/embedding.py, its best checkpoint on
+validation; the reader alone is what taught it.
 """
 
 from configurator import check_range, configure, from_file, run
@@ -25,9 +26,10 @@ from pathlib import Path
 
 import numpy as np
 
-from bench.arms import captions_of
+from bench.arms import captions_of, reader_alone
 from bench.intervals import bootstrap
 from bench.probe import probe, true_captions
+from bench.regression import regression
 from data import score
 from encoder import load
 from runtime.dataset import Caption, Episode, Episodes, write_shard
@@ -181,14 +183,15 @@ SETS = dict(watch=watch, motions=motions, storms=storms)
 
 
 def ours(name, folder, episodes):
-    """What the encoder writes; trains it where no run is finished."""
+    """What the encoder and its reader write; trains them where no run is finished."""
     out_dir = Path(out, f"{name}-{seed}")
     flags = f"--data={folder} --out_dir={out_dir} --seed={seed}".split()
     command = [sys.executable, "train.py", CONFIG, *flags]
     if subprocess.run([*command, "--resume"], stdout=sys.stderr).returncode:
         sys.exit(2)  # train.py has said why
-    encoder, tokenizer, *_ = load(out_dir)
-    return captions_of(encoder, episodes, tokenizer)
+    encoder, tokenizer, run, _ = load(out_dir)
+    reader = reader_alone(episodes, run / "reader", tokenizer)
+    return {"reader alone": reader, "ours": captions_of(encoder, episodes, tokenizer)}
 
 
 def rows(name):
@@ -201,11 +204,12 @@ def rows(name):
     for arm, written in {
         "probe, present step": probe(1, train, every, val, episodes),
         f"probe, {T} steps": probe(T, train, every, val, episodes),
-        "ours": ours(name, folder, episodes),
+        "L1 logistic regression": regression(train, every, val, episodes),
+        **ours(name, folder, episodes),
     }.items():
         low, high = bootstrap(true, written)
         f1 = score(true, written)["f1"]
-        print(f"{name:9} {count:8}  {arm:20} {f1:5.3f}  {low:.2f} .. {high:.2f}", flush=True)
+        print(f"{name:9} {count:8}  {arm:22} {f1:5.3f}  {low:.2f} .. {high:.2f}", flush=True)
 
 
 def main():
@@ -213,7 +217,7 @@ def main():
     check_range(globals(), 0, "seed")
     if only not in ("", *SETS):
         raise ValueError(f"--only={only}: one of {', '.join(SETS)}")
-    print(f"{split:9} captions  {'':20}    F1  95 % of F1")
+    print(f"{split:9} captions  {'':22}    F1  95 % of F1")
     for name in [only] if only else SETS:
         rows(name)
 

@@ -123,10 +123,11 @@ def test_a_line_for_each_of_the_three(tmp_path, monkeypatch, capsys):
     echoes(tmp_path / "made", lag=0)
     monkeypatch.setattr(public, "data", str(tmp_path))
     monkeypatch.setattr(public, "split", "val")
-    monkeypatch.setattr(public, "ours", lambda name, folder, some: probe.true_captions(some))
+    monkeypatch.setattr(public, "regression", lambda train, every, val, some: [[] for _ in some])
+    monkeypatch.setattr(public, "ours", lambda *given: {"ours": probe.true_captions(given[-1])})
     public.rows("made")
-    *probes, ours = capsys.readouterr().out.splitlines()
-    assert len(probes) == 2 and ours.split()[1:] == ["30", "ours", "1.000", "1.00", "..", "1.00"]
+    *baselines, ours = capsys.readouterr().out.splitlines()
+    assert len(baselines) == 3 and ours.split()[1:] == ["30", "ours", "1.000", "1.00", "..", "1.00"]
 
 
 def test_what_is_not_installed_says_how_to_install_it():
