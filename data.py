@@ -5,7 +5,7 @@ A stream answers every step with the captions that begin there, each its tokens 
 at last with SILENCE, which asks for the next observation:
 
     step        0        1                                   2        3
-    text        SILENCE  ' collect' ' wood' END SILENCE      SILENCE  ' drink' END SILENCE
+    text        SILENCE  'collect' ' wood' END SILENCE       SILENCE  'drink' END SILENCE
 """
 
 import json

@@ -177,7 +177,7 @@ def table():
     by seed."""
     rows = read_scores()
     counts, scores = sorted({row["N"] for row in rows}), {}
-    titles = dict(f1="F1", word_f1="word F1", new="recall of texts never annotated")
+    titles = dict(f1="F1", word_f1="word F1", new="recall, never annotated")
     for key, title in titles.items():
         print(f"{title + ' on fresh worlds':44}" + "".join(f"  {f'N={N}':>15}" for N in counts))
         scores[key] = {}
@@ -198,7 +198,10 @@ def table():
 
 def show(name, cells):
     """A line of the table: the mean of each cell's numbers, and its interval."""
-    texts = [f"{np.mean(c):.3f} +- {interval(c):.3f}" if c else "" for c in cells]
+    texts = []
+    for numbers in cells:
+        mean = f"{np.mean(numbers):.3f}" if numbers else ""
+        texts.append(mean + f" +- {interval(numbers):.3f}" if len(numbers) > 1 else mean)
     print(f"{name:44}" + "".join(f"  {text:>15}" for text in texts))
 
 
