@@ -135,7 +135,7 @@ def test_a_terminated_run_leaves_no_worker_and_no_data_set(made):
     os.close(theirs)
     assert os.read(ours, 7) == b"playing"
     maker.terminate()
-    while said := select.select([ours], [], [], 10)[0] and os.read(ours, 7):
+    while said := select.select([ours], [], [], 40)[0] and os.read(ours, 7):
         pass
     os.close(ours)
     assert said == b""  # the end, and no time-out

@@ -10,7 +10,7 @@ from bench import size
 
 def test_memory_that_a_part_holds_is_seen_and_its_failure_told(tmp_path):
     def holds():
-        rows = torch.ones(8 * 10**6)
+        rows = torch.ones(16 * 10**6)  # more than malloc may keep of what was freed
         for _ in range(10):
             rows.sum()
         time.sleep(0.5)  # whoever looks may be kept from it for a while
@@ -19,7 +19,7 @@ def test_memory_that_a_part_holds_is_seen_and_its_failure_told(tmp_path):
         raise ValueError("no such part")
 
     megabytes, seconds = size.measured(holds, tmp_path / "printed")
-    assert 25 < megabytes < 60 and seconds > 0.01
+    assert 60 < megabytes < 100 and seconds > 0.01
     with pytest.raises(ValueError, match="no such part"):
         size.measured(fails, tmp_path / "printed")
 
