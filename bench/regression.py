@@ -13,7 +13,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from bench.probe import PAUSES, captions_from, true_captions
+from bench.probe import PAUSES, captions_from, mean_and_deviation, true_captions
 from data import score
 from runtime.dataset import Caption
 
@@ -44,12 +44,11 @@ class Regression:
     """A classifier of each slot."""
 
     def __init__(self, train, annotated, by_word):
-        self.by_word, episodes = by_word, [train[i] for i in annotated]
-        obs = torch.cat([episode.obs for episode in episodes]).float()
-        std = obs.std(0)
-        self.mean, self.scale = obs.mean(0), (std > 1e-6) / std.clamp(min=1e-6)
+        self.by_word = by_word
+        self.mean, std = mean_and_deviation(train, annotated)
+        self.scale = (std > 1e-6) / std.clamp(min=1e-6)
         self.x, self.slots = [], []  # of all annotated steps: (F,), and [class of each slot, ..]
-        for episode in episodes:
+        for episode in (train[i] for i in annotated):
             said = {c.start: slots_of(c.text, by_word) for c in episode.known_captions}
             known = np.flatnonzero(episode.known)
             self.x.append(self.look(episode.obs)[known])
